@@ -1,0 +1,68 @@
+"""Modalities: how a raw value of a kind becomes one array of an example, and back.
+
+The name is the module: `pipelines/modalities/<modality>.py` defines
+
+    FEATURE                                          its `Feature` class (settings, plain data)
+    encode(value, *, feature, vocabulary) -> ndarray    raw value to the stored array, in `build`
+    decode(array, *, feature, vocabulary) -> object     stored array (or a model's output) to a
+                                                     value that a person can read
+    collate(arrays, *, feature) -> Padded            the arrays of a batch, padded and stacked
+
+All are functions of one row or one batch: no state, no Ray. `encode` raises `BadExampleError`
+with the reason when a raw value cannot be used.
+"""
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from types import ModuleType
+from typing import ClassVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from pipelines.errors import UnknownNameError
+
+
+class Feature(BaseModel):
+    """What one array of a task's examples holds; each modality subclasses it with its settings.
+
+    `net` names the module of `mmtrain/modalities` that turns the array into positions (or back).
+    `dtype` and `rank` are those of the stored array; its axis 0 is the one that `collate` pads.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dtype: ClassVar[str]
+    rank: ClassVar[int]
+
+    modality: str
+
+    @property
+    def net(self) -> str:
+        """The modality net of the model; the modality's own name unless a subclass says more."""
+        return self.modality
+
+
+@dataclass(frozen=True, slots=True)
+class Padded:
+    """Arrays of a batch in one: `values` is (B, longest, ...), `lengths` (B,) int32 says how much of axis 1 is real."""
+
+    values: np.ndarray
+    lengths: np.ndarray
+
+
+def names() -> tuple[str, ...]:
+    """Names of all modalities."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+def load(name: str) -> ModuleType:
+    """The module of a modality.
+
+    Raises:
+        UnknownNameError: there is no such modality.
+    """
+    if name not in names():
+        raise UnknownNameError("modality", name, names())
+    return importlib.import_module(f"{__name__}.{name}")

@@ -1,0 +1,75 @@
+"""A task: where its raw examples are, what its arrays hold, how it is trained and measured.
+
+One `Task` value says everything about a task; adding one touches no other file. It is plain data:
+it prints, pickles, and goes to JSON and back.
+"""
+
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator
+
+from pipelines import modalities
+from pipelines.modalities import Feature
+
+Split = Literal["train", "validation", "test", "test_hard"]
+
+
+class Source(BaseModel):
+    """Raw examples on a file system that fsspec can open.
+
+    The files of a split are at `uri/split`: a folder or a file with the format's usual suffix.
+    `readers.py` holds one function for each format and says what its files look like.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    uri: str = Field(description="Folder of the corpus; relative paths are under the data folder.")
+    format: str = Field(description="Reader's name: a function of pipelines/readers.py.")
+    splits: tuple[Split, ...] = Field(("train", "validation", "test"), description="Splits there.")
+    options: dict[str, str] = Field({}, description="Reader options, e.g. which column is input.")
+    maker: str | None = Field(
+        None, description="Module of pipelines/corpora that makes the corpus offline; None: yours."
+    )
+
+
+class Task(BaseModel):
+    """One task. Inputs and targets are one array each; a task's loss is its head's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="Lower-case words joined by underscores; unique in a run.")
+    source: Source
+    inputs: SerializeAsAny[Feature]
+    targets: SerializeAsAny[Feature]
+    command: str | None = Field(
+        None, description="Command token that starts decoding, e.g. 'to_english'; None: no decoder."
+    )
+    metrics: tuple[str, ...] = Field(min_length=1, description="Functions of mmtrain/metrics.py; the first is the task's own.")
+    baseline: str = Field(description="Function of mmtrain/baselines.py: the trivial predictor to beat.")
+    batch_size: int | None = Field(None, ge=1, description="Examples of a global batch.")
+    batch_tokens: int | None = Field(
+        None, ge=1, description="In place of batch_size: inputs + targets of a global batch, in tokens, padding included."
+    )
+    batch_multiple: int = Field(
+        12, ge=1, description="Token-budget batches hold a multiple of this many examples, so that 1, 2, 3, 4 ranks share them."
+    )
+    bucket_bounds: tuple[int, ...] = Field(
+        (), description="Length buckets for batch_tokens: upper bounds, in tokens of the longer side."
+    )
+    loss_weight: float = Field(1.0, gt=0, description="Multiplies the task's loss.")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Probability shared by the wrong labels.")
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_plain(cls, name: str) -> str:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+            raise ValueError(f"task name {name!r}: use lower-case letters, digits and underscores")
+        return name
+
+    @field_validator("inputs", "targets", mode="before")
+    @classmethod
+    def _feature_of_its_modality(cls, value: Any) -> Any:
+        if isinstance(value, dict):  # from JSON: the modality says which class reads it
+            return modalities.load(value["modality"]).FEATURE(**value)
+        return value
