@@ -1,0 +1,117 @@
+"""The tracking journal: events in a JSONL file, in order, with a mark of how far they were sent.
+
+The file is the queue. A training step appends one line and goes on; a sender reads from the mark
+and moves it after each delivery. Whatever dies, and whenever, the next start sends the rest.
+"""
+
+import fcntl
+import json
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from pipelines.errors import MMTrainError
+
+Event = Mapping[str, Any]  # "kind" and what that kind needs, as JSON
+
+
+class JournalError(MMTrainError):
+    """The journal cannot be opened."""
+
+
+@dataclass(slots=True)
+class Mark:
+    """Which run the events belong to and how many bytes of them were sent."""
+
+    key: str
+    run_id: str | None = None
+    sent_bytes: int = 0
+
+
+class Journal:
+    """Events of one run. One process writes at a time; a lock on the folder holds others off."""
+
+    def __init__(self, folder: Path, mark: Mark, lock: int) -> None:
+        self._folder, self.mark, self._lock = folder, mark, lock
+        self._events = (folder / "events.jsonl").open("ab")
+
+    @classmethod
+    def open(cls, folder: Path, *, resume: bool, wait_s: float = 10.0) -> Self:
+        """Opens the folder's journal; without `resume` a new one, the old set aside.
+
+        Raises:
+            JournalError: another process still writes it after `wait_s`.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = _lock(folder / "lock", wait_s=wait_s)
+        if not resume:
+            _set_aside(folder)
+        journal = cls(folder, _load_mark(folder), lock)
+        journal.save_mark()
+        return journal
+
+    def append(self, event: Event) -> None:
+        """Adds an event; it survives the process, though not a power cut."""
+        self._events.write(json.dumps(event).encode() + b"\n")
+        self._events.flush()
+
+    def unsent(self, *, max_events: int) -> tuple[list[tuple[Event, int]], int]:
+        """The next events, each with the offset of its end, and the bytes not yet sent."""
+        events: list[tuple[Event, int]] = []
+        with (self._folder / "events.jsonl").open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(self.mark.sent_bytes)
+            for line in file:
+                if len(events) == max_events or not line.endswith(b"\n"):  # still being written
+                    break
+                offset = self.mark.sent_bytes if not events else events[-1][1]
+                events.append((json.loads(line), offset + len(line)))
+        return events, size - self.mark.sent_bytes
+
+    def save_mark(self) -> None:
+        """Writes the mark, whole or not at all."""
+        temporary = self._folder / ".mark"
+        temporary.write_text(json.dumps(asdict(self.mark)), encoding="utf-8")
+        temporary.replace(self._folder / "mark.json")
+
+    def close(self) -> None:
+        """Closes the file and lets the next process in."""
+        self._events.close()
+        os.close(self._lock)
+
+
+def _lock(path: Path, *, wait_s: float) -> int:
+    descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
+    deadline = time.monotonic() + wait_s
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return descriptor
+        except OSError:
+            if time.monotonic() > deadline:
+                os.close(descriptor)
+                raise JournalError(
+                    f"{path.parent} is written by another process after {wait_s:.0f} s of waiting;"
+                    " let that run end or give another --out"
+                ) from None
+            time.sleep(0.05)
+
+
+def _set_aside(folder: Path) -> None:
+    if (folder / "mark.json").exists():
+        aside = folder / f"before-{time.time_ns()}"
+        aside.mkdir()
+        for name in ("mark.json", "events.jsonl"):
+            if (folder / name).exists():
+                (folder / name).rename(aside / name)
+
+
+def _load_mark(folder: Path) -> Mark:
+    try:
+        return Mark(**json.loads((folder / "mark.json").read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return Mark(key=uuid.uuid4().hex)

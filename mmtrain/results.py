@@ -1,0 +1,159 @@
+"""Results of a run: what `results.json` holds, and what the table and the report are drawn from.
+
+Plain data without torch, so that a table is printed as quickly as a file is read.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipelines.errors import MMTrainError
+
+RESULTS_FILE = "results.json"
+
+
+class ResultsError(MMTrainError):
+    """A results file is missing or not one of ours."""
+
+
+class Score(BaseModel):
+    """One metric of one task on one split, beside its trivial baseline's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    metric: str = Field(description="Function of mmtrain/metrics.py.")
+    label: str = Field(description="The metric as a person calls it.")
+    unit: Literal["%", "nats"] = Field(description="Unit of value and baseline.")
+    higher_is_better: bool
+    value: float
+    baseline: float
+
+    @property
+    def beats_baseline(self) -> bool:
+        """Strictly better than the trivial predictor."""
+        if self.higher_is_better:
+            return self.value > self.baseline
+        return self.value < self.baseline
+
+
+class Sample(BaseModel):
+    """One example with what was predicted for it. Media are `data:` URIs, text is text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    example_id: int
+    input: str = Field(description="The text, or a data URI of an image or a sound.")
+    input_kind: Literal["text", "image", "audio"]
+    reference: str
+    prediction: str
+    log_prob: float = Field(description="Natural log of the prediction's probability.")
+
+
+class SplitResult(BaseModel):
+    """A task's scores on one split; the task's own metric is the first."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    split: str
+    scores: tuple[Score, ...]
+    baseline: str = Field(description="Function of mmtrain/baselines.py.")
+    num_examples: int
+    seconds: float = Field(description="Time of this evaluation.")
+    samples: tuple[Sample, ...] = ()
+
+
+class TaskResult(BaseModel):
+    """One row of the table. `metric`, `value`, `baseline` repeat the task's own score."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    metric: str
+    label: str
+    unit: str
+    value: float
+    baseline: float
+    beats_baseline: bool
+    steps: int = Field(description="Optimizer steps that trained the task.")
+    seconds: float = Field(description="Training time of these steps.")
+    splits: tuple[SplitResult, ...] = Field(description="The test split, then harder ones.")
+
+
+class Totals(BaseModel):
+    """Sums over the run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tasks: int
+    beating_baseline: int
+    steps: int
+    seconds: float = Field(description="Wall time of the training.")
+    num_parameters: int
+    evaluation_seconds: float
+
+
+class Results(BaseModel):
+    """All of `results.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    name: str = Field(description="The recipe's name.")
+    step: int = Field(description="Optimizer step of the evaluated model.")
+    tasks: dict[str, TaskResult]
+    totals: Totals
+
+
+def task_result(splits: tuple[SplitResult, ...], *, steps: int, seconds: float) -> TaskResult:
+    """A task's row: its splits, the first being the one that the row's numbers are of."""
+    own = splits[0].scores[0]
+    return TaskResult(
+        metric=own.metric,
+        label=own.label,
+        unit=own.unit,
+        value=own.value,
+        baseline=own.baseline,
+        beats_baseline=own.beats_baseline,
+        steps=steps,
+        seconds=seconds,
+        splits=splits,
+    )
+
+
+def run_results(
+    tasks: Mapping[str, TaskResult], *, name: str, step: int, seconds: float, num_parameters: int
+) -> Results:
+    """All tasks' rows with their totals."""
+    splits = [split for task in tasks.values() for split in task.splits]
+    totals = Totals(
+        tasks=len(tasks),
+        beating_baseline=sum(task.beats_baseline for task in tasks.values()),
+        steps=step,
+        seconds=seconds,
+        num_parameters=num_parameters,
+        evaluation_seconds=sum(split.seconds for split in splits),
+    )
+    return Results(name=name, step=step, tasks=dict(tasks), totals=totals)
+
+
+def write_results(results: Results, *, path: Path) -> None:
+    """Writes `results.json` whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(results.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_results(path: Path) -> Results:
+    """Reads a results file.
+
+    Raises:
+        ResultsError: there is none, or it is not one of ours.
+    """
+    try:
+        return Results.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        raise ResultsError(f"no results at {path}; `mmtrain evaluate` writes them") from None
+    except ValidationError as error:
+        raise ResultsError(f"{path} is not a results file of this version: {error}") from None
