@@ -34,9 +34,13 @@ class Feature(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dtype: ClassVar[str]
-    rank: ClassVar[int]
 
     modality: str
+
+    @property
+    def rank(self) -> int:
+        """Number of axes of the stored array; 1 unless a subclass says more."""
+        return 1
 
     @property
     def net(self) -> str:

@@ -1,0 +1,168 @@
+"""Audio: the bytes of a sound file to log-mel frames, or to samples.
+
+Sounds of any rate and number of channels become one channel at the feature's rate. Log-mel
+energies are standardised over the clip, so that loudness and microphone matter little and the
+padding value 0 is the clip's mean.
+"""
+
+import functools
+import io
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import librosa
+import numpy as np
+import soundfile
+import soxr
+from pydantic import Field
+
+from pipelines.errors import BadExampleError
+from pipelines.modalities import Feature, Padded
+from pipelines.modalities.image import to_png
+from pipelines.vocabulary import Vocabulary
+
+
+class AudioFeature(Feature):
+    """float32: (frames, bins) for log-mel, (samples,) for a waveform."""
+
+    dtype: ClassVar[str] = "float32"
+
+    modality: Literal["audio"] = "audio"
+    representation: Literal["log_mel", "waveform"]
+    sample_rate_hz: int = Field(16_000, ge=1_000, description="Sounds are resampled to this rate.")
+    max_s: float = Field(20.0, gt=0, description="Longest clip kept, in seconds.")
+    num_bins: int = Field(32, ge=1, description="Mel bins of a frame; log-mel only.")
+    frame_ms: float = Field(32.0, gt=0, description="Length of a frame; log-mel only.")
+    hop_ms: float = Field(16.0, gt=0, description="From one frame to the next; log-mel only.")
+
+    @property
+    def net(self) -> str:
+        """Log-mel frames are a picture of the sound, samples a long sequence."""
+        return "spectral" if self.representation == "log_mel" else "waveform"
+
+    @property
+    def rank(self) -> int:
+        """Frames and bins, or samples alone."""
+        return 2 if self.representation == "log_mel" else 1
+
+    @property
+    def frame_length(self) -> int:
+        """Samples of a frame."""
+        return round(self.sample_rate_hz * self.frame_ms / 1000)
+
+    @property
+    def hop_length(self) -> int:
+        """Samples from one frame to the next."""
+        return round(self.sample_rate_hz * self.hop_ms / 1000)
+
+
+FEATURE = AudioFeature
+
+
+def encode(value: object, *, feature: AudioFeature, vocabulary: Vocabulary) -> np.ndarray:
+    """The bytes of a sound file to float32 (frames, bins) or (samples,).
+
+    Raises:
+        BadExampleError: not a sound file, cut short, empty, not finite, or longer than `max_s`.
+    """
+    if not isinstance(value, bytes):
+        raise BadExampleError(f"expected the bytes of a sound file, got {type(value).__name__}")
+    samples_L, rate_hz = read_samples(value, max_s=feature.max_s)
+    if rate_hz != feature.sample_rate_hz:
+        samples_L = soxr.resample(samples_L, rate_hz, feature.sample_rate_hz)
+    if feature.representation == "waveform":
+        return samples_L.astype(np.float32)
+    return log_mel(samples_L, feature=feature)
+
+
+def read_samples(data: bytes, *, max_s: float) -> tuple[np.ndarray, int]:
+    """Samples in -1..1, float32 (L,), the mean of the channels, and their rate in Hz.
+
+    A WAV file that was cut short still opens; the length in its header gives it away.
+    """
+    try:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            if file.frames > max_s * file.samplerate:
+                raise BadExampleError(f"{file.frames / file.samplerate:.1f} s, at most {max_s} s")
+            samples = file.read(dtype="float32", always_2d=True)
+            rate_hz = file.samplerate
+    except soundfile.LibsndfileError as error:
+        raise BadExampleError(f"unreadable sound ({len(data)} bytes): {error}") from error
+    refuse_truncated_wav(data)
+    if not len(samples):
+        raise BadExampleError("empty sound: no samples")
+    if not np.isfinite(samples).all():
+        raise BadExampleError("sound holds samples that are not finite")
+    return samples.mean(axis=1), rate_hz
+
+
+def refuse_truncated_wav(data: bytes) -> None:
+    """Refuses a RIFF file whose data chunk promises more bytes than follow.
+
+    libsndfile reads what is there and says nothing, so the chunks are walked here: an id of four
+    letters, a little-endian uint32 size, the bytes, padded to an even number.
+    """
+    if data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+        return
+    place = 12
+    while place + 8 <= len(data):
+        size = int.from_bytes(data[place + 4 : place + 8], "little")
+        left = len(data) - place - 8
+        if data[place : place + 4] == b"data":
+            if size > left and size < 0xFFFFFF00:  # streams write the largest size: length unknown
+                raise BadExampleError(f"truncated WAV: {left} of {size} bytes of sound")
+            return
+        place += 8 + size + size % 2
+    raise BadExampleError(f"truncated WAV: no data chunk in {len(data)} bytes")
+
+
+@functools.lru_cache(maxsize=8)
+def mel_filters(feature: AudioFeature) -> np.ndarray:
+    """Triangular filters with equal areas on the mel scale: float32 (bins, frame // 2 + 1)."""
+    return librosa.filters.mel(
+        sr=feature.sample_rate_hz, n_fft=feature.frame_length, n_mels=feature.num_bins
+    )
+
+
+def log_mel(samples_L: np.ndarray, *, feature: AudioFeature) -> np.ndarray:
+    """Standardised log-mel energies, float32 (frames, bins), about one frame each `hop_ms`.
+
+    x = log(1e-5 + M |STFT(s)|^2),   (x - mean(x)) / (std(x) + 1e-3)     over the clip
+    """
+    spectrum = librosa.stft(
+        samples_L,
+        n_fft=feature.frame_length,
+        hop_length=feature.hop_length,
+        pad_mode="constant",
+    )
+    energies = np.log(1e-5 + mel_filters(feature) @ (np.abs(spectrum) ** 2)).T
+    standard = (energies - energies.mean()) / (energies.std() + 1e-3)
+    return np.ascontiguousarray(standard, dtype=np.float32)
+
+
+def decode(array: np.ndarray, *, feature: AudioFeature, vocabulary: Vocabulary) -> bytes:
+    """Samples to the bytes of a WAV file; log-mel to a PNG picture, low bins at the bottom.
+
+    Phases and loudness are gone from log-mel, so that a picture is the honest inverse.
+    """
+    if feature.representation == "waveform":
+        return to_wav(np.clip(array, -1.0, 1.0), rate_hz=feature.sample_rate_hz)
+    levels = np.clip((np.asarray(array).T[::-1] + 2.5) * 51.0, 0.0, 255.0)
+    return to_png(levels.round().astype(np.uint8))
+
+
+def to_wav(samples_L: np.ndarray, *, rate_hz: int) -> bytes:
+    """Samples, floats in -1..1 or int16, to the bytes of a 16-bit WAV file."""
+    file = io.BytesIO()
+    soundfile.write(file, samples_L, rate_hz, format="WAV", subtype="PCM_16")
+    return file.getvalue()
+
+
+def collate(arrays: Sequence[np.ndarray], *, feature: AudioFeature) -> Padded:
+    """Sounds of a batch, padded with 0.0 to the longest: float32 (B, longest[, bins])."""
+    lengths = np.fromiter((len(array) for array in arrays), dtype=np.int32, count=len(arrays))
+    shape = (len(arrays), int(lengths.max(initial=0)), *arrays[0].shape[1:])
+    values = np.zeros(shape, dtype=np.float32)
+    for row, array in zip(values, arrays, strict=True):
+        row[: len(array)] = array
+    return Padded(values=values, lengths=lengths)

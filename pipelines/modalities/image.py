@@ -1,0 +1,105 @@
+"""Image: the bytes of a picture file to uint8 pixels of one fixed size.
+
+Any file that Pillow reads is taken: grey, 16-bit, palette and transparent pictures become the
+feature's channels (transparent parts lie on black), other sizes are resized without keeping their
+shape.
+"""
+
+import io
+import warnings
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+from pydantic import Field
+
+from pipelines.errors import BadExampleError
+from pipelines.modalities import Feature, Padded
+from pipelines.vocabulary import Vocabulary
+
+
+class ImageFeature(Feature):
+    """Pixels, uint8 (Y, X, C)."""
+
+    dtype: ClassVar[str] = "uint8"
+
+    modality: Literal["image"] = "image"
+    height: int = Field(ge=1, description="Rows, in pixels.")
+    width: int = Field(ge=1, description="Columns, in pixels.")
+    channels: Literal[1, 3] = Field(description="1 for grey, 3 for red, green and blue.")
+    max_pixels: int = Field(
+        50_000_000, ge=1, description="Largest picture that is decoded, in pixels of the file."
+    )
+
+    @property
+    def rank(self) -> int:
+        """Rows, columns and channels."""
+        return 3
+
+
+FEATURE = ImageFeature
+
+
+def encode(value: object, *, feature: ImageFeature, vocabulary: Vocabulary) -> np.ndarray:
+    """The bytes of a picture file to uint8 (height, width, channels).
+
+    Raises:
+        BadExampleError: not a picture, cut short, or of more pixels than `max_pixels`.
+    """
+    if not isinstance(value, bytes):
+        raise BadExampleError(f"expected the bytes of an image, got {type(value).__name__}")
+    picture = to_channels(open_picture(value, max_pixels=feature.max_pixels), feature.channels)
+    if picture.size != (feature.width, feature.height):
+        picture = picture.resize((feature.width, feature.height), Image.Resampling.BILINEAR)
+    return np.asarray(picture).reshape(feature.height, feature.width, feature.channels)
+
+
+def open_picture(data: bytes, *, max_pixels: int) -> Image.Image:
+    """A decoded picture, turned as its camera says. The size is checked before decoding."""
+    try:
+        with warnings.catch_warnings():  # Pillow warns of large files; max_pixels decides here
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(data))
+        width, height = picture.size
+        if width * height > max_pixels:
+            raise BadExampleError(f"image of {width} x {height} pixels, at most {max_pixels}")
+        picture.load()
+    except UnidentifiedImageError as error:
+        raise BadExampleError(f"not an image that Pillow reads ({len(data)} bytes)") from error
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise BadExampleError(f"unreadable image ({len(data)} bytes): {error}") from error
+    return ImageOps.exif_transpose(picture)
+
+
+def to_channels(picture: Image.Image, channels: int) -> Image.Image:
+    """Grey or RGB. Deep pictures are scaled to 8 bits from 0..65535 or, for floats, from 0..1."""
+    if picture.mode.startswith("I"):
+        levels = np.asarray(picture, dtype=np.float64) / 257.0
+        picture = Image.fromarray(np.clip(levels.round(), 0, 255).astype(np.uint8))
+    elif picture.mode == "F":
+        levels = np.asarray(picture, dtype=np.float64) * 255.0
+        picture = Image.fromarray(np.clip(levels.round(), 0, 255).astype(np.uint8))
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), picture)
+    return picture.convert("L" if channels == 1 else "RGB")
+
+
+def decode(array: np.ndarray, *, feature: ImageFeature, vocabulary: Vocabulary) -> bytes:
+    """Pixels to the bytes of a PNG file."""
+    pixels = np.asarray(array, dtype=np.uint8)
+    return to_png(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
+def to_png(pixels: np.ndarray) -> bytes:
+    """uint8 (Y, X) or (Y, X, 3) to the bytes of a PNG file; the same pixels give the same bytes."""
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, format="PNG")
+    return file.getvalue()
+
+
+def collate(arrays: Sequence[np.ndarray], *, feature: ImageFeature) -> Padded:
+    """Pixels of a batch: uint8 (B, Y, X, C); all have the feature's size, so nothing is padded."""
+    values = np.stack(arrays)
+    return Padded(values, np.full(len(arrays), values.shape[1], dtype=np.int32))

@@ -1,0 +1,45 @@
+"""Label: a class name to its id, the place of the name in the feature's tuple of classes."""
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from pipelines.errors import BadExampleError
+from pipelines.modalities import Feature, Padded
+from pipelines.vocabulary import Vocabulary
+
+
+class LabelFeature(Feature):
+    """Class id, int32 (1,)."""
+
+    dtype: ClassVar[str] = "int32"
+
+    modality: Literal["label"] = "label"
+    classes: tuple[str, ...] = Field(min_length=2, description="Class names; the id is the place.")
+
+
+FEATURE = LabelFeature
+
+
+def encode(value: object, *, feature: LabelFeature, vocabulary: Vocabulary) -> np.ndarray:
+    """A class name to int32 (1,).
+
+    Raises:
+        BadExampleError: the feature has no such class.
+    """
+    name = str(value)
+    if name not in feature.classes:
+        raise BadExampleError(f"no class {name!r}; there are: {', '.join(feature.classes)}")
+    return np.array([feature.classes.index(name)], dtype=np.int32)
+
+
+def decode(array: np.ndarray, *, feature: LabelFeature, vocabulary: Vocabulary) -> str:
+    """The name of a class id, given as (1,) or as a scalar."""
+    return feature.classes[int(np.asarray(array).reshape(-1)[0])]
+
+
+def collate(arrays: Sequence[np.ndarray], *, feature: LabelFeature) -> Padded:
+    """Class ids of a batch: int32 (B, 1)."""
+    return Padded(values=np.stack(arrays), lengths=np.ones(len(arrays), dtype=np.int32))
