@@ -1,0 +1,5 @@
+"""`python -m mmtrain` is `mmtrain`."""
+
+from mmtrain.cli import main
+
+main()

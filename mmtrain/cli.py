@@ -1,0 +1,233 @@
+"""The command line: parse, call one function, print. `mmtrain --help` says what to do first.
+
+What is the user's to mend ends in one line on stderr and exit status 2, without a traceback.
+Heavy imports stand inside the commands, so that help and mistakes answer at once.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.table import Table
+
+from pipelines.errors import MMTrainError, UnknownNameError
+
+FIRST_STEPS = """One model learns many tasks in many modalities.
+
+First:  [bold]mmtrain quickstart[/bold]   builds eight corpora, trains, evaluates, writes report.html
+
+Then:   [bold]mmtrain list recipes[/bold]   what can be trained; [bold]list tasks[/bold], ...
+        [bold]mmtrain build RECIPE[/bold]   raw corpora to shards
+        [bold]mmtrain train RECIPE --out runs/mine --set optimizer.learning_rate=1e-3[/bold]
+        [bold]mmtrain evaluate runs/mine[/bold]
+        [bold]mmtrain predict runs/mine --task translation_en_de "Germany"[/bold]
+"""
+
+app = typer.Typer(
+    help=FIRST_STEPS,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+console = Console()
+errors = Console(stderr=True)
+
+DataDir = Annotated[Path, typer.Option("--data", help="Folder of corpora and shards.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="FIELD=VALUE", help="Change a recipe field, e.g. num_steps=50."),
+]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster to use, e.g. 'auto'; default: this machine.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for a program to read.")]
+TaskNames = Annotated[
+    list[str] | None, typer.Option("--task", help="Only this task; may be given several times.")
+]
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/quickstart"),
+    data: DataDir = Path("corpora"),
+    settings: Settings = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    recipe: Annotated[str, typer.Option(help="Recipe to run from end to end.")] = "quickstart",
+) -> None:
+    """Build, train, evaluate, register and report: the whole way, on this machine."""
+    from mmtrain.quickstart import run_quickstart
+
+    run_quickstart(
+        recipe, settings=settings or (), data_dir=data, out=out, resume=resume, console=console
+    )
+
+
+@app.command("list")
+def list_names(
+    kind: Annotated[str, typer.Argument(help="recipes, tasks, schedules, modalities, models")],
+    as_json: AsJson = False,
+) -> None:
+    """List what there is of a kind, a line each."""
+    from mmtrain.listing import KINDS
+
+    if kind not in KINDS:
+        raise UnknownNameError("kind", kind, tuple(KINDS))
+    rows = KINDS[kind]()
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
+    for name, line in rows.items():
+        table.add_row(f"[cyan]{name}[/cyan]", line)
+    console.print(table)
+
+
+@app.command()
+def build(
+    recipe: Annotated[str, typer.Argument(help="Recipe whose tasks are built.")] = "quickstart",
+    data: DataDir = Path("corpora"),
+    settings: Settings = None,
+    task: TaskNames = None,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make or read raw corpora and write shards; what is built and unchanged stays."""
+    from mmtrain.recipe import load_recipe
+    from mmtrain.train import build_corpora
+
+    manifests = build_corpora(
+        load_recipe(recipe, settings or ()).only(task), data_dir=data, address=address
+    )
+    _print_built(manifests, as_json=as_json)
+
+
+@app.command()
+def train(
+    recipe: Annotated[str, typer.Argument(help="Name, FILE.py:FUNCTION or FILE.json.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/NAME.")] = None,
+    data: DataDir = Path("corpora"),
+    settings: Settings = None,
+    task: TaskNames = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    address: Address = None,
+    tracking: Annotated[str | None, typer.Option(help="MLflow URI; default: a file in --out.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train a recipe; the run folder gets checkpoints, recipe.json and the trained bundle."""
+    from mmtrain.recipe import load_recipe
+    from mmtrain.train import train as train_recipe
+
+    chosen = load_recipe(recipe, settings or ()).only(task)
+    run = train_recipe(
+        chosen,
+        out=out or Path("runs") / chosen.name,
+        data_dir=data,
+        resume=resume,
+        address=address,
+        tracking_uri=tracking,
+        console=errors if as_json else console,
+    )
+    _print_run(run, as_json=as_json)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Run folder, bundle folder or models:/NAME@ALIAS.")],
+    data: DataDir = Path("corpora"),
+    split: Annotated[str, typer.Option(help="Split to measure on.")] = "test",
+    task: TaskNames = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Examples a task at most.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Measure a trained model on its tasks, beside their trivial baselines."""
+    from mmtrain.evaluate import evaluate_model
+    from mmtrain.report import results_table
+
+    results = evaluate_model(
+        model, data_dir=data, split=split, tasks=tuple(task or ()), limit=limit
+    )
+    if as_json:
+        print(json.dumps(results, indent=1))
+    else:
+        console.print(results_table(results))
+
+
+@app.command()
+def predict(
+    model: Annotated[str, typer.Argument(help="Run folder, bundle folder or models:/NAME@ALIAS.")],
+    inputs: Annotated[list[str], typer.Argument(help="Texts, or files for image and audio.")],
+    task: Annotated[str, typer.Option(help="Task that answers.")],
+    beam: Annotated[int, typer.Option(min=1, help="Beam width; 1 is greedy.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Answer inputs with a trained model."""
+    from mmtrain.predictor import Predictor
+
+    predictions = Predictor.load(model).predict(task, inputs, beam_size=beam)
+    for value, prediction in zip(inputs, predictions, strict=True):
+        if as_json:
+            print(json.dumps({"input": value, "task": task, **prediction.to_dict()}))
+        else:
+            console.print(f"{value}\t{prediction}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_built(manifests: dict[tuple[str, str], Any], *, as_json: bool) -> None:
+    if as_json:
+        print(
+            json.dumps(
+                [
+                    {"task": task, "split": split, "examples": manifest.num_examples,
+                     "quarantined": manifest.num_quarantined, "digest": manifest.digest}
+                    for (task, split), manifest in manifests.items()
+                ],
+                indent=1,
+            )
+        )  # fmt: skip
+        return
+    table = Table("task", "split", "examples", "quarantined", "digest", box=None, padding=(0, 2))
+    for (task, split), manifest in manifests.items():
+        table.add_row(
+            task, split, f"{manifest.num_examples:,}", str(manifest.num_quarantined),
+            manifest.digest[:12],
+        )  # fmt: skip
+    console.print(table)
+
+
+def _print_run(run: Any, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(run.to_dict(), indent=1))
+        return
+    console.print(f"trained {run.step} steps in {run.seconds:.0f} s; bundle in {run.bundle}")
+    console.print(f"next: mmtrain evaluate {run.out}", highlight=False)
+
+
+def main() -> None:
+    """Entry point: the user's mistakes are one line and a non-zero exit, never a traceback."""
+    try:
+        app(standalone_mode=False)
+    except MMTrainError as error:
+        _fail(str(error))
+    except ValidationError as error:
+        from mmtrain.recipe import first_problem
+
+        _fail(f"{error.title}: {first_problem(error)}")
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except (KeyboardInterrupt, click.exceptions.Abort):
+        errors.print("interrupted; what was saved stands, --resume goes on")
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+
+
+def _fail(message: str) -> None:
+    errors.print(f"[bold red]error:[/bold red] ", end="")
+    errors.print(message, markup=False, highlight=False, soft_wrap=True)
+    sys.exit(2)

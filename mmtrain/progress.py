@@ -1,0 +1,131 @@
+"""What a person sees while a run works: a live table in a terminal, plain lines elsewhere.
+
+The train loop hands on `RunProgress` values; drawing knows nothing of training.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+
+@dataclass(frozen=True, slots=True)
+class TaskProgress:
+    """One task's line: steps taken, mean loss since the last report, speed over all ranks."""
+
+    steps: int
+    loss: float
+    examples_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RunProgress:
+    """How far a run is. `elapsed_s` and `remaining_s` count from the loop's own start."""
+
+    step: int
+    num_steps: int
+    elapsed_s: float
+    remaining_s: float
+    tasks: Mapping[str, TaskProgress] = field(default_factory=dict)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as h:mm:ss or m:ss.
+
+    >>> clock(75), clock(3675)
+    ('1:15', '1:01:15')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def progress_line(progress: RunProgress) -> str:
+    """One plain line: step, times, then each task's loss."""
+    losses = "  ".join(f"{name} {task.loss:.3f}" for name, task in progress.tasks.items())
+    return (
+        f"step {progress.step}/{progress.num_steps}  {clock(progress.elapsed_s)} elapsed, "
+        f"{clock(progress.remaining_s)} remaining  {losses}"
+    )
+
+
+def progress_table(progress: RunProgress) -> RenderableType:
+    """The live display: a line for each task under a bar for the run."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    table.add_column("task", style="cyan")
+    for column in ("steps", "loss", "examples/s"):
+        table.add_column(column, justify="right")
+    for name, task in progress.tasks.items():
+        table.add_row(name, f"{task.steps:,}", f"{task.loss:.3f}", f"{task.examples_per_s:,.0f}")
+    headline = Text.assemble(
+        (f"step {progress.step:,} of {progress.num_steps:,}", "bold"),
+        f"   {clock(progress.elapsed_s)} elapsed, {clock(progress.remaining_s)} remaining",
+    )
+    bar = ProgressBar(total=max(1, progress.num_steps), completed=progress.step, width=60)
+    return Group(headline, bar, table)
+
+
+class ProgressDisplay:
+    """Polls `latest` in a thread and draws what is new; a context manager.
+
+    Args:
+        latest: gives the newest progress, or None when there is none yet.
+        console: where to draw; a live table if it is a terminal, else a line each `line_every_s`.
+    """
+
+    def __init__(
+        self,
+        latest: Callable[[], RunProgress | None],
+        *,
+        console: Console,
+        line_every_s: float = 15.0,
+        poll_every_s: float = 0.5,
+    ) -> None:
+        self._latest, self._console = latest, console
+        self._line_every_s, self._poll_every_s = line_every_s, poll_every_s
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._draw, name="progress", daemon=True)
+        self._last_line: tuple[float, int] = (float("-inf"), -1)  # when, which step
+
+    def __enter__(self) -> "ProgressDisplay":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stopped.set()
+        self._thread.join(timeout=10)
+
+    def _draw(self) -> None:
+        if not self._console.is_terminal:
+            while not self._stopped.wait(self._poll_every_s):
+                self._print_line(self._latest(), every_s=self._line_every_s)
+            self._print_line(self._latest(), every_s=0)
+            return
+        with Live(console=self._console, refresh_per_second=4) as live:
+            while not self._stopped.wait(self._poll_every_s):
+                self._refresh(live)
+            self._refresh(live)
+
+    def _refresh(self, live: Live) -> None:
+        progress = self._latest()
+        if progress is not None:
+            live.update(progress_table(progress))
+
+    def _print_line(self, progress: RunProgress | None, *, every_s: float) -> None:
+        when, step = self._last_line
+        if progress is None or progress.step == step or time.monotonic() - when < every_s:
+            return
+        self._last_line = (time.monotonic(), progress.step)
+        self._console.print(progress_line(progress), highlight=False, soft_wrap=True)

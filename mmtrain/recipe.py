@@ -1,0 +1,209 @@
+"""A recipe is all of one run: the configs of its components in one tree, plain data.
+
+A run is a function that returns a `Recipe` (in `mmtrain/recipes/`, or in a file of the user's:
+`my_runs.py:my_run`). `--set model.body.depth=4` changes any field, typed; the resolved recipe is
+saved as JSON with every run, and that file is a recipe again.
+"""
+
+import hashlib
+import importlib
+import importlib.util
+import json
+import pkgutil
+import types
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
+
+from mmtrain import recipes
+from mmtrain.engines import EngineConfig
+from mmtrain.models.model import ModelConfig
+from mmtrain.optim import OptimizerConfig
+from pipelines.build import BuildConfig
+from pipelines.errors import MMTrainError, UnknownNameError
+from pipelines.schedule import ScheduleConfig
+from pipelines.stream import StreamConfig
+from pipelines.task import Task
+
+
+class RecipeError(MMTrainError):
+    """A recipe, or a change asked of one, cannot be used."""
+
+
+class Recipe(BaseModel):
+    """Everything that decides what a run computes. Same recipe, corpora and code: same run."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="Names the run in MLflow and the registered model.")
+    tasks: dict[str, SerializeAsAny[Task]] = Field(min_length=1, description="Tasks by name.")
+    model: SerializeAsAny[ModelConfig]
+    build: BuildConfig = BuildConfig()
+    schedule: ScheduleConfig
+    stream: StreamConfig = StreamConfig()
+    optimizer: OptimizerConfig
+    engine: EngineConfig
+    seed: int = Field(0, ge=0, description="Of weights, order of examples, dropout and noise.")
+    num_steps: int = Field(ge=1, description="Optimizer steps of the run.")
+    num_workers: int = Field(1, ge=1, description="Training processes, each a rank.")
+    use_gpu: bool = Field(False, description="One GPU for each worker.")
+    data_cpus: float = Field(1, gt=0, description="Logical CPUs for each worker's data tasks.")
+    log_every: int = Field(20, ge=1, description="Steps between points of the tracked series.")
+    validate_every: int = Field(0, ge=0, description="Steps between validations; 0: none.")
+    validation_batches: int = Field(2, ge=1, description="Batches a task of one validation.")
+    save_every: int = Field(500, ge=1, description="Steps between checkpoints.")
+    keep_checkpoints: int = Field(2, ge=1, description="Newest checkpoints that are kept.")
+    max_failures: int = Field(3, ge=0, description="Restarts after a lost worker.")
+    check_ranks: bool = Field(False, description="Debug: compare task and examples over ranks.")
+
+    def with_(self, **fields: Any) -> "Recipe":
+        """The same recipe with other top-level fields, checked again."""
+        return Recipe.model_validate({**_fields(self), **fields})
+
+    def only(self, tasks: Sequence[str] | None) -> "Recipe":
+        """The same recipe with only these tasks; with none named, itself."""
+        for task in tasks or ():
+            if task not in self.tasks:
+                raise UnknownNameError("task of the recipe", task, tuple(self.tasks))
+        if not tasks:
+            return self
+        return self.with_(tasks={name: self.tasks[name] for name in self.tasks if name in tasks})
+
+    def digest(self) -> str:
+        """SHA-256 of the JSON form, 16 hex digits."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
+
+
+def _fields(model: BaseModel) -> dict[str, Any]:
+    return {name: getattr(model, name) for name in type(model).model_fields}
+
+
+def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
+    """The recipe with `settings` of the form "dotted.field=value" carried out, typed.
+
+    Values are read as JSON where they parse as such, else as text.
+
+    Raises:
+        RecipeError: not of that form, or the value does not fit the field.
+        UnknownNameError: no such field; names the nearest.
+    """
+    for setting in settings:
+        dotted, equals, text = setting.partition("=")
+        if not equals:
+            raise RecipeError(f"--set {setting!r}: write it as dotted.field=value")
+        path = dotted.strip().split(".")
+        try:
+            recipe = _set(recipe, path, _parse(text), full=path)
+        except ValidationError as error:
+            raise RecipeError(f"--set {setting}: {first_problem(error)}") from None
+    return recipe
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _set(value: Any, path: Sequence[str], new: Any, *, full: Sequence[str]) -> Any:
+    """`value` (a model or a dict of them) with the field at `path` replaced, each level checked."""
+    head, *rest = path
+    inside = value if isinstance(value, Mapping) else _fields_of(value, head, full)
+    if head not in inside:
+        raise UnknownNameError("recipe field", ".".join(full), _siblings(inside, full, head, rest))
+    changed = _set(inside[head], rest, new, full=full) if rest else new
+    if isinstance(value, Mapping):
+        return {**value, head: changed}
+    return type(value).model_validate({**inside, head: changed})
+
+
+def _fields_of(value: Any, head: str, full: Sequence[str]) -> dict[str, Any]:
+    if isinstance(value, BaseModel):
+        return _fields(value)
+    raise RecipeError(f"--set {'.'.join(full)}: there are no fields to set at {head!r}")
+
+
+def _siblings(
+    inside: Mapping[str, Any], full: Sequence[str], head: str, rest: Sequence[str]
+) -> tuple[str, ...]:
+    before = list(full[: len(full) - len(rest) - 1])
+    return tuple(".".join([*before, name, *rest]) for name in inside)
+
+
+def first_problem(error: ValidationError) -> str:
+    """One line of a pydantic error: where, what, and the value that was given."""
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    given = problem.get("input")
+    shown = "" if isinstance(given, dict | BaseModel) else f" (given: {given!r})"
+    return f"{where + ': ' if where else ''}{problem['msg']}{shown}"
+
+
+def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
+    """The recipe of that name, of `file.py:function`, or of a JSON file, with `settings` applied.
+
+    Raises:
+        RecipeError: the file cannot be read or does not hold a recipe.
+        UnknownNameError: no such recipe; names the nearest.
+    """
+    if name.endswith(".json"):
+        recipe = _from_json(Path(name))
+    elif ".py:" in name:
+        recipe = _from_file(name)
+    else:
+        known = recipe_functions()
+        if name not in known:
+            raise UnknownNameError("recipe", name, tuple(sorted(known)))
+        recipe = known[name]()
+    return override(recipe, settings)
+
+
+def _from_json(path: Path) -> Recipe:
+    try:
+        return Recipe.model_validate_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"cannot read recipe {path}: {error.strerror}") from None
+    except ValidationError as error:
+        raise RecipeError(f"recipe {path}: {first_problem(error)}") from None
+
+
+def _from_file(name: str) -> Recipe:
+    path, _, function = name.rpartition(":")
+    if not Path(path).is_file():
+        raise RecipeError(f"no recipe file {path}; give FILE.py:FUNCTION, a JSON file or a name")
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's file raises is theirs to see, in one line
+        raise RecipeError(f"{path} does not run: {type(error).__name__}: {error}") from error
+    known = _functions_of(module)
+    if function not in known:
+        raise UnknownNameError(f"recipe in {path}", function, tuple(sorted(known)))
+    recipe = known[function]()
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(f"{name} returned {type(recipe).__name__}; it must return a Recipe")
+    return recipe
+
+
+def recipe_functions() -> dict[str, Callable[[], Recipe]]:
+    """All shipped recipes by name: the public functions of the modules of `mmtrain/recipes`."""
+    found: dict[str, Callable[[], Recipe]] = {}
+    for module in pkgutil.iter_modules(recipes.__path__):
+        found |= _functions_of(importlib.import_module(f"{recipes.__name__}.{module.name}"))
+    return found
+
+
+def _functions_of(module: types.ModuleType) -> dict[str, Callable[[], Recipe]]:
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if isinstance(value, types.FunctionType)
+        and value.__module__ == module.__name__
+        and not name.startswith("_")
+    }
