@@ -26,10 +26,15 @@ class Source(BaseModel):
 
     uri: str = Field(description="Folder of the corpus; relative paths are under the data folder.")
     format: str = Field(description="Reader's name: a function of pipelines/readers.py.")
-    splits: tuple[Split, ...] = Field(("train", "validation", "test"), description="Splits there.")
-    options: dict[str, str] = Field({}, description="Reader options, e.g. which column is input.")
+    splits: tuple[Split, ...] = Field(
+        default=("train", "validation", "test"), description="Splits there."
+    )
+    options: dict[str, str] = Field(
+        default={}, description="Reader options, e.g. which column is input."
+    )
     maker: str | None = Field(
-        None, description="Module of pipelines/corpora that makes the corpus offline; None: yours."
+        default=None,
+        description="Module of pipelines/corpora that makes the corpus offline; None: yours.",
     )
 
 
@@ -43,22 +48,34 @@ class Task(BaseModel):
     inputs: SerializeAsAny[Feature]
     targets: SerializeAsAny[Feature]
     command: str | None = Field(
-        None, description="Command token that starts decoding, e.g. 'to_english'; None: no decoder."
+        default=None,
+        description="Command token that starts decoding, e.g. 'to_english'; None: no decoder.",
     )
-    metrics: tuple[str, ...] = Field(min_length=1, description="Functions of mmtrain/metrics.py; the first is the task's own.")
-    baseline: str = Field(description="Function of mmtrain/baselines.py: the trivial predictor to beat.")
-    batch_size: int | None = Field(None, ge=1, description="Examples of a global batch.")
+    metrics: tuple[str, ...] = Field(
+        min_length=1, description="Functions of mmtrain/metrics.py; the first is the task's own."
+    )
+    baseline: str = Field(
+        description="Function of mmtrain/baselines.py: the trivial predictor to beat."
+    )
+    batch_size: int | None = Field(default=None, ge=1, description="Examples of a global batch.")
     batch_tokens: int | None = Field(
-        None, ge=1, description="In place of batch_size: inputs + targets of a global batch, in tokens, padding included."
+        default=None,
+        ge=1,
+        description="In place of batch_size: inputs + targets of a global batch, in tokens, padding included.",
     )
     batch_multiple: int = Field(
-        12, ge=1, description="Token-budget batches hold a multiple of this many examples, so that 1, 2, 3, 4 ranks share them."
+        default=12,
+        ge=1,
+        description="Token-budget batches hold a multiple of this many examples, so that 1, 2, 3, 4 ranks share them.",
     )
     bucket_bounds: tuple[int, ...] = Field(
-        (), description="Length buckets for batch_tokens: upper bounds, in tokens of the longer side."
+        default=(),
+        description="Length buckets for batch_tokens: upper bounds, in tokens of the longer side.",
     )
-    loss_weight: float = Field(1.0, gt=0, description="Multiplies the task's loss.")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Probability shared by the wrong labels.")
+    loss_weight: float = Field(default=1.0, gt=0, description="Multiplies the task's loss.")
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=1, description="Probability shared by the wrong labels."
+    )
 
     @field_validator("name")
     @classmethod

@@ -131,7 +131,7 @@ class Vocabulary:
         return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(texts))]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of token ids; padding, EOS and commands are left out, bad UTF-8 shows as U+FFFD."""
+        """The text of token ids; padding, EOS and commands are left out."""
         first = 2 + len(self.commands)
         return self.tokenizer.decode([int(i) for i in ids if i >= first]).removeprefix(" ")
 

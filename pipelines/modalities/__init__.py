@@ -50,7 +50,7 @@ class Feature(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Padded:
-    """Arrays of a batch in one: `values` is (B, longest, ...), `lengths` (B,) int32 says how much of axis 1 is real."""
+    """Arrays of a batch in one: `values` is (B, longest, ...), axis 1 real up to `lengths` (B,)."""
 
     values: np.ndarray
     lengths: np.ndarray

@@ -27,13 +27,17 @@ class AudioFeature(Feature):
 
     dtype: ClassVar[str] = "float32"
 
-    modality: Literal["audio"] = "audio"
+    modality: str = "audio"
     representation: Literal["log_mel", "waveform"]
-    sample_rate_hz: int = Field(16_000, ge=1_000, description="Sounds are resampled to this rate.")
-    max_s: float = Field(20.0, gt=0, description="Longest clip kept, in seconds.")
-    num_bins: int = Field(32, ge=1, description="Mel bins of a frame; log-mel only.")
-    frame_ms: float = Field(32.0, gt=0, description="Length of a frame; log-mel only.")
-    hop_ms: float = Field(16.0, gt=0, description="From one frame to the next; log-mel only.")
+    sample_rate_hz: int = Field(
+        default=16_000, ge=1_000, description="Sounds are resampled to this rate."
+    )
+    max_s: float = Field(default=20.0, gt=0, description="Longest clip kept, in seconds.")
+    num_bins: int = Field(default=32, ge=1, description="Mel bins of a frame; log-mel only.")
+    frame_ms: float = Field(default=32.0, gt=0, description="Length of a frame; log-mel only.")
+    hop_ms: float = Field(
+        default=16.0, gt=0, description="From one frame to the next; log-mel only."
+    )
 
     @property
     def net(self) -> str:

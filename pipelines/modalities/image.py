@@ -24,12 +24,14 @@ class ImageFeature(Feature):
 
     dtype: ClassVar[str] = "uint8"
 
-    modality: Literal["image"] = "image"
+    modality: str = "image"
     height: int = Field(ge=1, description="Rows, in pixels.")
     width: int = Field(ge=1, description="Columns, in pixels.")
     channels: Literal[1, 3] = Field(description="1 for grey, 3 for red, green and blue.")
     max_pixels: int = Field(
-        50_000_000, ge=1, description="Largest picture that is decoded, in pixels of the file."
+        default=50_000_000,
+        ge=1,
+        description="Largest picture that is decoded, in pixels of the file.",
     )
 
     @property

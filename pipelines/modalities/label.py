@@ -1,7 +1,7 @@
 """Label: a class name to its id, the place of the name in the feature's tuple of classes."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -16,7 +16,7 @@ class LabelFeature(Feature):
 
     dtype: ClassVar[str] = "int32"
 
-    modality: Literal["label"] = "label"
+    modality: str = "label"
     classes: tuple[str, ...] = Field(min_length=2, description="Class names; the id is the place.")
 
 

@@ -6,7 +6,7 @@ spellings of one string are one string.
 
 import unicodedata
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -21,8 +21,10 @@ class TextFeature(Feature):
 
     dtype: ClassVar[str] = "int32"
 
-    modality: Literal["text"] = "text"
-    max_tokens: int = Field(256, ge=2, description="Longest text kept, in tokens, EOS included.")
+    modality: str = "text"
+    max_tokens: int = Field(
+        default=256, ge=2, description="Longest text kept, in tokens, EOS included."
+    )
 
 
 FEATURE = TextFeature

@@ -14,7 +14,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
@@ -39,8 +39,10 @@ class TreeFeature(Feature):
 
     dtype: ClassVar[str] = "int32"
 
-    modality: Literal["tree"] = "tree"
-    max_tokens: int = Field(256, ge=2, description="Longest tree kept, in tokens, EOS included.")
+    modality: str = "tree"
+    max_tokens: int = Field(
+        default=256, ge=2, description="Longest tree kept, in tokens, EOS included."
+    )
 
     @property
     def net(self) -> str:
