@@ -61,12 +61,12 @@ class Task(BaseModel):
     batch_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="In place of batch_size: inputs + targets of a global batch, in tokens, padding included.",
+        description="In place of batch_size: tokens of a global batch, both sides, padding included.",
     )
     batch_multiple: int = Field(
         default=12,
         ge=1,
-        description="Token-budget batches hold a multiple of this many examples, so that 1, 2, 3, 4 ranks share them.",
+        description="Token-budget batches hold a multiple of it, so that 1, 2, 3, 4 ranks share.",
     )
     bucket_bounds: tuple[int, ...] = Field(
         default=(),

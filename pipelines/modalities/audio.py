@@ -121,11 +121,9 @@ def refuse_truncated_wav(data: bytes) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def mel_filters(feature: AudioFeature) -> np.ndarray:
+def mel_filters(rate_hz: int, frame_length: int, num_bins: int) -> np.ndarray:
     """Triangular filters with equal areas on the mel scale: float32 (bins, frame // 2 + 1)."""
-    return librosa.filters.mel(
-        sr=feature.sample_rate_hz, n_fft=feature.frame_length, n_mels=feature.num_bins
-    )
+    return librosa.filters.mel(sr=rate_hz, n_fft=frame_length, n_mels=num_bins)
 
 
 def log_mel(samples_L: np.ndarray, *, feature: AudioFeature) -> np.ndarray:
@@ -139,7 +137,8 @@ def log_mel(samples_L: np.ndarray, *, feature: AudioFeature) -> np.ndarray:
         hop_length=feature.hop_length,
         pad_mode="constant",
     )
-    energies = np.log(1e-5 + mel_filters(feature) @ (np.abs(spectrum) ** 2)).T
+    filters = mel_filters(feature.sample_rate_hz, feature.frame_length, feature.num_bins)
+    energies = np.log(1e-5 + filters @ (np.abs(spectrum) ** 2)).T
     standard = (energies - energies.mean()) / (energies.std() + 1e-3)
     return np.ascontiguousarray(standard, dtype=np.float32)
 
