@@ -6,8 +6,7 @@ and baselines ask the metric and hold no list of their own. Shares are in percen
 """
 
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +14,7 @@ import jiwer
 import sacrebleu
 
 from pipelines.errors import MMTrainError, UnknownNameError
-from pipelines.modalities.tree import Span, linearised_spans
+from pipelines.modalities.tree import Tree, labelled_spans, linearise, read_linearised
 
 Unit = Literal["%", "nats"]
 
@@ -31,7 +30,6 @@ class Facts:
     Args:
         references: true targets as a person reads them, one for each example.
         predictions: predicted targets, in the same order and form.
-        inputs: inputs where they are text (a tree is scored over its sentence's words), else "".
         ranked: classes in falling order of score, for tasks with classes; else empty.
         nll: negative log-likelihood summed over all true tokens (or classes), teacher-forced, nats.
         num_correct: true tokens (or classes) that were the most likely one, teacher-forced.
@@ -40,7 +38,6 @@ class Facts:
 
     references: tuple[str, ...]
     predictions: tuple[str, ...]
-    inputs: tuple[str, ...] = ()
     ranked: tuple[tuple[str, ...], ...] = ()
     nll: float = 0.0
     num_correct: int = 0
@@ -61,10 +58,6 @@ class Metric:
         if not facts.references:
             raise MetricError(f"metric {self.name}: no examples; is the split empty?")
         return self.compute(facts)
-
-    def beats(self, value: float, *, baseline: float) -> bool:
-        """Whether `value` is strictly better than `baseline`."""
-        return value > baseline if self.higher_is_better else value < baseline
 
 
 def metric(
@@ -98,7 +91,7 @@ def metric_names() -> tuple[str, ...]:
 
 @metric("WER", higher_is_better=False)
 def wer(facts: Facts) -> float:
-    """Word errors a reference word, over the whole split: 100 (S + D + I) / N; above 100 possible."""
+    """Word errors a true word over the whole split, 100 (S + D + I) / N; may exceed 100."""
     words = jiwer.process_words(list(facts.references), list(facts.predictions))
     return 100.0 * words.wer
 
@@ -146,29 +139,39 @@ def log_perplexity(facts: Facts) -> float:
     return facts.nll / _num_targets(facts)
 
 
-# Labels that EVALB's COLLINS.prm deletes (the root and punctuation), and the two it counts as one.
-_LEFT_OUT = frozenset({"TOP", "ROOT", "S1", "", "-NONE-", ",", ":", "``", "''", "."})
-_SAME_LABEL = {"PRT": "ADVP"}
-
-
 @metric("bracket F1")
 def bracket_f1(facts: Facts) -> float:
-    """Labelled bracket F1 over the split by EVALB's rules (Sekine and Collins; COLLINS.prm).
+    """Labelled bracket F1 over the split by EVALB's rules with its usual parameters.
 
-        P = M / predicted   R = M / true   F1 = 2 P R / (P + R)    sums over all sentences
+        P = M / predicted,  R = M / true,  F1 = 2 P R / (P + R)    sums over all sentences
 
-    A bracket is (label, first word, end) of a phrase; part-of-speech tags are none. M counts
-    equal brackets as multisets. Root labels and punctuation are left out, punctuation words take
-    no place, brackets left without a word are dropped, labels end at the first "-" or "=", PRT
-    counts as ADVP. In one thing stricter than EVALB, which skips a sentence whose prediction is no
-    tree over its words: here it counts with no correct bracket.
+    EVALB: https://nlp.cs.nyu.edu/evalb/, COLLINS.prm. M counts equal (label, start, end) as
+    multisets. `labelled_spans` says what is a bracket: no parts of speech, no root, punctuation
+    has no place, PRT counts as ADVP. In one thing stricter than EVALB, which passes over a
+    sentence whose prediction is no tree over its words: here it counts, with no correct bracket.
     """
     matched = num_predicted = num_true = 0
-    rows = zip(facts.references, facts.predictions, facts.inputs, strict=True)
-    for reference, predicted, sentence in rows:
-        true = brackets(linearised_spans(reference, sentence=sentence) or (), sentence=sentence)
-        guess = brackets(linearised_spans(predicted, sentence=sentence) or (), sentence=sentence)
-        matched += (true & guess).total()
-        num_true += true.total()
-        num_predicted += guess.total()
+    for reference, predicted in zip(facts.references, facts.predictions, strict=True):
+        true, guess = read_linearised(reference), read_linearised(predicted)
+        true_spans, guess_spans = labelled_spans(true), labelled_spans(guess)
+        num_true += true_spans.total()
+        num_predicted += guess_spans.total()
+        if linearise(guess) == predicted and _num_words(guess) == _num_words(true):
+            matched += (true_spans & guess_spans).total()
     return 200.0 * matched / max(1, num_predicted + num_true)
+
+
+def _num_words(tree: Tree) -> int:
+    return sum(1 for _ in tree.tags())
+
+
+def _share(hits: Iterable[bool]) -> float:
+    """Share of true values, in percent."""
+    values = list(hits)
+    return 100.0 * sum(values) / len(values)
+
+
+def _num_targets(facts: Facts) -> int:
+    if not facts.num_targets:
+        raise MetricError("no teacher-forced pass was made: token metrics have nothing to count")
+    return facts.num_targets

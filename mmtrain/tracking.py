@@ -156,9 +156,13 @@ class Tracker:
             time.sleep(0.02)
         return not self._sender.pending()
 
-    def close(self, *, status: Status = "FINISHED", timeout_s: float = 60.0) -> None:
-        """Delivers what it can, ends the run, stops the thread; the rest waits in the journal."""
-        self._append({"kind": "status", "status": status})
+    def close(self, *, status: Status | None = "FINISHED", timeout_s: float = 60.0) -> None:
+        """Delivers what it can, ends the run, stops the thread; the rest waits in the journal.
+
+        With `status` None the run goes on: another process opens it next.
+        """
+        if status is not None:
+            self._append({"kind": "status", "status": status})
         self._closing.set()
         self._wake.set()
         self._thread.join(timeout_s)
