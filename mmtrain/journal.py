@@ -50,6 +50,7 @@ class Journal:
         lock = _lock(folder / "lock", wait_s=wait_s)
         if not resume:
             _set_aside(folder)
+        _cut_torn_line(folder / "events.jsonl")
         journal = cls(folder, _load_mark(folder), lock)
         journal.save_mark()
         return journal
@@ -108,6 +109,13 @@ def _set_aside(folder: Path) -> None:
         for name in ("mark.json", "events.jsonl"):
             if (folder / name).exists():
                 (folder / name).rename(aside / name)
+
+
+def _cut_torn_line(path: Path) -> None:
+    """Takes off a last line that its writer did not live to end; more would be added to it."""
+    if path.exists():
+        whole = path.read_bytes()
+        os.truncate(path, whole.rfind(b"\n") + 1)
 
 
 def _load_mark(folder: Path) -> Mark:
