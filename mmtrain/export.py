@@ -1,0 +1,284 @@
+"""Bundles: a trained model as a folder that stands alone, without corpora, recipe or trainer.
+
+    model.safetensors   weights, fp32
+    vocabulary.json     the joint vocabulary, where a task needs one
+    bundle.json         model config, tasks with their features, lineage, size and digest of both
+
+A bundle appears whole or not at all, and is data only: nothing in it is unpickled or imported.
+What its card does not list is not read; what it lists is checked before it is used.
+"""
+
+import hashlib
+import importlib.metadata
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+)
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mmtrain.models.model import ModelConfig, MultiTaskModel, TaskSpec, build_model
+from pipelines import modalities
+from pipelines.errors import MMTrainError
+from pipelines.modalities import Feature
+from pipelines.task import Task
+from pipelines.vocabulary import Vocabulary
+
+CARD, WEIGHTS, VOCABULARY = "bundle.json", "model.safetensors", "vocabulary.json"
+_MAX_CARD_BYTES = 64 * 2**20
+_MAX_VOCABULARY_BYTES = 256 * 2**20
+
+
+class BundleError(MMTrainError):
+    """A bundle is missing, incomplete, changed, or not one that this version reads."""
+
+
+class BundleTask(BaseModel):
+    """What predicting a task needs: the model's part and both features."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    spec: TaskSpec
+    inputs: SerializeAsAny[Feature]
+    targets: SerializeAsAny[Feature]
+    max_target_length: int = Field(ge=1, description="Decoding stops here, in tokens.")
+
+    @field_validator("inputs", "targets", mode="before")
+    @classmethod
+    def _feature_of_its_modality(
+        cls, value: Any
+    ) -> Any:  # Any: pydantic hands on what it was given
+        if isinstance(value, dict):
+            return modalities.load(value["modality"]).FEATURE(**value)
+        return value
+
+
+class Lineage(BaseModel):
+    """Where a bundle comes from, and how long its tasks were trained."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: str = Field(description="The recipe's name.")
+    recipe_digest: str
+    code_version: str = Field(description="Version of the packages and digest of their sources.")
+    corpora: dict[str, str] = Field(description="Digest of each task's training split.")
+    run_id: str | None = Field(None, description="MLflow run.")
+    step: int = Field(ge=0, description="Optimizer steps taken.")
+    seconds: float = Field(0.0, ge=0, description="Wall time of the training.")
+    task_steps: dict[str, int] = Field({}, description="Steps that trained each task.")
+    task_seconds: dict[str, float] = Field({}, description="Training time of these steps.")
+
+
+class BundleFile(BaseModel):
+    """A file of the bundle as it was written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_bytes: int = Field(ge=1)
+    digest: str = Field(description="SHA-256.")
+
+
+class Card(BaseModel):
+    """All of `bundle.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    model: SerializeAsAny[ModelConfig]
+    tasks: dict[str, BundleTask]
+    lineage: Lineage
+    num_parameters: int
+    files: dict[Literal["model.safetensors", "vocabulary.json"], BundleFile]
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A loaded bundle. `digest` is its card's, which names the digests of the rest."""
+
+    card: Card
+    state: Mapping[str, Tensor]
+    vocabulary: Vocabulary | None
+    digest: str
+
+    def build_model(self) -> MultiTaskModel:
+        """The model with the bundle's weights, in evaluation mode, on the CPU."""
+        specs = [task.spec for task in self.card.tasks.values()]
+        model = build_model(self.card.model, specs, seed=0)
+        try:
+            model.load_state_dict(dict(self.state))
+        except RuntimeError as error:
+            raise BundleError(f"weights are of another model than the card's: {error}") from None
+        return model.eval()
+
+
+def bundle_task(task: Task, *, spec: TaskSpec) -> BundleTask:
+    """What a bundle keeps of a task; decoding stops at the longest target that could be built."""
+    longest = getattr(task.targets, "max_tokens", 1)  # a class is one answer
+    return BundleTask(
+        spec=spec, inputs=task.inputs, targets=task.targets, max_target_length=longest
+    )
+
+
+@cache
+def code_version() -> str:
+    """Version of the packages with a digest of their sources, e.g. "0.1.0+3fd2a90c11ab"."""
+    digest = hashlib.sha256()
+    for package in (Path(__file__).parent, Path(modalities.__path__[0]).parent):
+        for path in sorted(package.rglob("*.py")):
+            digest.update(path.relative_to(package.parent).as_posix().encode())
+            digest.update(path.read_bytes())
+    return f"{importlib.metadata.version('mmtrain')}+{digest.hexdigest()[:12]}"
+
+
+def save_bundle(
+    folder: Path,
+    *,
+    model: ModelConfig,
+    tasks: Mapping[str, BundleTask],
+    state: Mapping[str, Tensor],
+    vocabulary: Vocabulary | None,
+    lineage: Lineage,
+) -> Path:
+    """Writes a bundle to `folder`, in place of one that is there, whole or not at all.
+
+    Args:
+        folder: where the bundle will be.
+        model: config that builds the model.
+        tasks: tasks that the bundle predicts.
+        state: full weights by parameter name, as the model's `state_dict` names them.
+        vocabulary: the joint vocabulary; None when no task has text.
+        lineage: where the weights come from.
+
+    Returns:
+        `folder`.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    try:
+        save_file(_apart(state), part / WEIGHTS)
+        if vocabulary is not None:
+            vocabulary.save(part / VOCABULARY)
+        card = Card(
+            model=model,
+            tasks=dict(tasks),
+            lineage=lineage,
+            num_parameters=sum(tensor.numel() for tensor in state.values()),
+            files={path.name: _describe(path) for path in sorted(part.iterdir())},  # type: ignore[misc]  # names just written
+        )
+        (part / CARD).write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        _replace(part, folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Reads a bundle, checking size and digest of every file before it is used.
+
+    Raises:
+        BundleError: missing, changed, or of another version; the file is named.
+    """
+    card, digest = load_card(folder)
+    for name, expected in card.files.items():
+        _check(folder / name, expected)
+    try:
+        state = load_file(folder / WEIGHTS)
+    except SafetensorError as error:
+        raise BundleError(f"{folder / WEIGHTS} cannot be read: {error}") from None
+    vocabulary = Vocabulary.load(folder / VOCABULARY) if VOCABULARY in card.files else None
+    return Bundle(card, state, vocabulary, digest)
+
+
+def load_card(folder: Path) -> tuple[Card, str]:
+    """The bundle's card with its digest; weights are neither read nor checked.
+
+    Raises:
+        BundleError: there is no card, or it is not one that this version reads.
+    """
+    path = folder / CARD
+    if not path.is_file():
+        raise BundleError(f"no bundle at {folder}: it has no {CARD}; `mmtrain train` writes one")
+    if path.stat().st_size > _MAX_CARD_BYTES:
+        raise BundleError(f"{path} has {path.stat().st_size} bytes, at most {_MAX_CARD_BYTES}")
+    contents = path.read_bytes()
+    try:
+        card = Card.model_validate_json(contents)
+    except ValidationError as error:
+        raise BundleError(f"{path} is not a card that this version reads: {error}") from None
+    if WEIGHTS not in card.files:
+        raise BundleError(f"{path} lists no {WEIGHTS}; export the model again")
+    return card, hashlib.sha256(contents).hexdigest()
+
+
+def find_bundle(path: Path) -> Path:
+    """The bundle at `path`: itself, its `bundle` folder, or the newest of its `bundles`.
+
+    Raises:
+        BundleError: there is none; says where it was looked for.
+    """
+    for folder in (path, path / "bundle"):
+        if (folder / CARD).is_file():
+            return folder
+    found = [card.parent for card in (path / "bundles").glob(f"*/{CARD}")]
+    if not found:
+        raise BundleError(
+            f"no bundle at {path}, {path / 'bundle'} or in {path / 'bundles'}; "
+            "give a run folder of `mmtrain train`, a bundle folder or models:/NAME@ALIAS"
+        )
+    return max(found, key=lambda folder: (load_card(folder)[0].lineage.step, folder.name))
+
+
+def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """CPU tensors that share no memory: safetensors writes each name by itself."""
+    seen: set[int] = set()
+    apart = {}
+    for name, tensor in state.items():
+        tensor = tensor.detach().cpu().contiguous()
+        place = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if place in seen else tensor
+        seen.add(place)
+    return apart
+
+
+def _describe(path: Path) -> BundleFile:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return BundleFile(num_bytes=path.stat().st_size, digest=digest)
+
+
+def _check(path: Path, expected: BundleFile) -> None:
+    if path.is_symlink() or not path.is_file():
+        raise BundleError(f"{path} is missing; export the model again")
+    size = path.stat().st_size
+    if path.name == VOCABULARY and size > _MAX_VOCABULARY_BYTES:
+        raise BundleError(f"{path} has {size} bytes, at most {_MAX_VOCABULARY_BYTES}")
+    if size != expected.num_bytes:
+        raise BundleError(f"{path} has {size} bytes, written {expected.num_bytes}; it changed")
+    if _describe(path).digest != expected.digest:
+        raise BundleError(f"{path} changed since it was written (SHA-256 differs)")
+
+
+def _replace(part: Path, folder: Path) -> None:
+    """Moves a finished folder to its place; the old one goes only when the new one is whole."""
+    if folder.exists():
+        old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
+        folder.rename(old)
+        part.rename(folder)
+        shutil.rmtree(old)
+    else:
+        part.rename(folder)

@@ -1,0 +1,272 @@
+"""The registry: bundles as versions of a named model in MLflow, each with its lineage.
+
+A version is MLflow's "model from code": the bundle and the sources that made it, no pickle. It
+loads in a process that has the packages of `REQUIREMENTS` and nothing of ours installed, since the
+sources of `mmtrain` and `pipelines` travel with it (`code_paths`) and come first on the path.
+
+As a pyfunc it takes a table with columns `task` and `input` (text, or base64 of the file's bytes
+for pictures and sounds) and gives one with `text`, `log_prob`, `scores` (JSON) and `tree`.
+"""
+
+import base64
+import binascii
+import importlib.metadata
+import json
+import logging
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.models import ModelSignature, set_model
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+from mlflow.types import ColSpec, DataType, Schema
+
+import mmtrain
+import pipelines
+from mmtrain.export import Bundle, load_bundle, load_card
+from mmtrain.predictor import PredictionError, Predictor
+from pipelines.errors import MMTrainError
+
+logger = logging.getLogger(__name__)
+
+REQUIREMENTS = (
+    "jiwer", "librosa", "mlflow", "numpy", "pandas", "pillow", "pydantic", "safetensors",
+    "soundfile", "soxr", "tokenizers", "torch",
+)  # fmt: skip
+CANDIDATE = "candidate"
+_ARTIFACT = "bundle"  # name of the bundle among the version's artifacts
+
+
+class RegistryError(MMTrainError):
+    """A model cannot be registered or is not in the registry."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """A registered version. `lineage` are its tags: run, recipe, corpora, code, bundle digest."""
+
+    name: str
+    version: str
+    aliases: tuple[str, ...]
+    lineage: Mapping[str, str]
+
+    @property
+    def uri(self) -> str:
+        """What loads it, by its first alias or else by its number."""
+        return f"models:/{self.name}" + (
+            f"@{self.aliases[0]}" if self.aliases else f"/{self.version}"
+        )
+
+
+def register(
+    folder: Path,
+    *,
+    name: str,
+    tracking_uri: str,
+    run_id: str | None = None,
+    experiment: str = "mmtrain",
+    alias: str = CANDIDATE,
+) -> ModelVersion:
+    """Registers a bundle as the next version of a model and moves the alias to it.
+
+    Args:
+        folder: the bundle; checked whole before anything is sent.
+        name: the registered model.
+        tracking_uri: MLflow's URI, of runs and registry both.
+        run_id: run that the version belongs to; None: the bundle's lineage names it, or else a
+            run of its own is made.
+        experiment: experiment of a run that has to be made.
+        alias: letters, digits, "_" and "-"; MLflow keeps "latest" for itself.
+
+    Raises:
+        BundleError: the bundle is incomplete or changed.
+        RegistryError: MLflow cannot be reached or refuses.
+    """
+    bundle = load_bundle(folder)
+    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+    tags = lineage_tags(bundle)
+    try:
+        run_id = run_id or bundle.card.lineage.run_id or _own_run(client, experiment, name)
+        source = _upload(client, folder, bundle=bundle, run_id=run_id)
+        _ensure_model(client, name)
+        made = client.create_model_version(name, source=source, run_id=run_id, tags=tags)
+        client.set_registered_model_alias(name, alias, made.version)
+    except MlflowException as error:
+        raise RegistryError(f"cannot register {name} at {tracking_uri}: {error.message}") from None
+    logger.info("registered %s as version %s of %s, alias %s", folder, made.version, name, alias)
+    return ModelVersion(name, str(made.version), (alias,), tags)
+
+
+def get_version(name: str, *, tracking_uri: str, alias: str = CANDIDATE) -> ModelVersion:
+    """The version that an alias points to.
+
+    Raises:
+        RegistryError: no such model or alias.
+    """
+    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+    try:
+        found = client.get_model_version_by_alias(name, alias)
+    except MlflowException as error:
+        raise RegistryError(
+            f"no models:/{name}@{alias} at {tracking_uri}: {error.message}"
+        ) from None
+    return ModelVersion(name, str(found.version), tuple(found.aliases) or (alias,), found.tags)
+
+
+def download_bundle(uri: str, *, tracking_uri: str | None = None) -> Bundle:
+    """The bundle of a registered version, checked against its digests.
+
+    Args:
+        uri: `models:/NAME@ALIAS` or `models:/NAME/VERSION`.
+        tracking_uri: the registry; None: MLflow's own setting (`MLFLOW_TRACKING_URI`).
+
+    Raises:
+        RegistryError: no such version, or it was not registered by `register`.
+    """
+    tracking_uri = tracking_uri or mlflow.get_tracking_uri()
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            model = mlflow.artifacts.download_artifacts(
+                uri, dst_path=temporary, tracking_uri=tracking_uri, registry_uri=tracking_uri
+            )
+        except MlflowException as error:
+            raise RegistryError(
+                f"cannot load {uri} from {tracking_uri}: {error.message}; set MLFLOW_TRACKING_URI "
+                "to the registry, or give a run or bundle folder"
+            ) from None
+        folder = Path(model) / "artifacts" / _ARTIFACT
+        if not folder.is_dir():
+            raise RegistryError(f"{uri} holds no bundle of ours; register it with `register`")
+        return load_bundle(folder)
+
+
+def lineage_tags(bundle: Bundle) -> dict[str, str]:
+    """Where a version comes from, as tags."""
+    lineage = bundle.card.lineage
+    tags = {
+        "bundle_digest": bundle.digest,
+        "recipe": lineage.recipe,
+        "recipe_digest": lineage.recipe_digest,
+        "code_version": lineage.code_version,
+        "step": str(lineage.step),
+        "tasks": ",".join(bundle.card.tasks),
+    }
+    if lineage.run_id:
+        tags["training_run_id"] = lineage.run_id
+    return tags | {f"corpus.{task}": digest for task, digest in lineage.corpora.items()}
+
+
+def _own_run(client: MlflowClient, experiment: str, name: str) -> str:
+    found = client.get_experiment_by_name(experiment)
+    experiment_id = found.experiment_id if found else client.create_experiment(experiment)
+    run = client.create_run(experiment_id, run_name=f"register {name}")
+    client.set_terminated(run.info.run_id)
+    return run.info.run_id
+
+
+def _ensure_model(client: MlflowClient, name: str) -> None:
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+
+
+def _upload(client: MlflowClient, folder: Path, *, bundle: Bundle, run_id: str) -> str:
+    """Writes the pyfunc, sends it to the run's artifacts; the URI of what was sent."""
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / "model"
+        mlflow.pyfunc.save_model(
+            str(path),
+            python_model=str(Path(__file__).with_name("serve_model.py")),
+            artifacts={_ARTIFACT: str(folder.resolve())},
+            code_paths=[str(code) for code in _sources(Path(temporary))],
+            signature=signature(),
+            pip_requirements=[_pinned(package) for package in REQUIREMENTS],
+            metadata={"bundle_digest": bundle.digest},
+        )
+        place = f"model-{bundle.digest[:12]}"
+        client.log_artifacts(run_id, str(path), place)
+    return f"{client.get_run(run_id).info.artifact_uri}/{place}"
+
+
+def _sources(temporary: Path) -> list[Path]:
+    """Copies of both packages without what Python compiled."""
+    copies = []
+    for package in (mmtrain, pipelines):
+        folder = Path(package.__path__[0])
+        copy = temporary / "code" / folder.name
+        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        copies.append(copy)
+    return copies
+
+
+def _pinned(package: str) -> str:
+    version = importlib.metadata.version(package).split("+")[0]  # "2.13.0+cpu" is on no index
+    return f"{package}=={version}"
+
+
+def signature() -> ModelSignature:
+    """Columns of the pyfunc's input and output tables."""
+
+    def text(name: str, *, required: bool = True) -> ColSpec:
+        return ColSpec(DataType.string, name, required=required)
+
+    outputs = [text("text"), ColSpec(DataType.double, "log_prob"), text("scores")]
+    return ModelSignature(
+        inputs=Schema([text("task"), text("input")]),
+        outputs=Schema([*outputs, text("tree", required=False)]),
+    )
+
+
+class ServedModel(PythonModel):
+    """The pyfunc of a bundle; MLflow calls its two methods."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Loads the bundle among the version's artifacts."""
+        self._predictor = Predictor.load(context.artifacts[_ARTIFACT])
+
+    def predict(
+        self,
+        context: PythonModelContext,
+        model_input: pd.DataFrame,
+        params: dict[str, Any] | None = None,  # Any: MLflow's own signature
+    ) -> pd.DataFrame:
+        """Answers row by row, in the rows' order; rows of one task are answered together."""
+        answers: list[dict[str, object]] = [{} for _ in range(len(model_input))]
+        positions = np.arange(len(model_input))
+        for task, rows in model_input.assign(row=positions).groupby("task", sort=True):
+            values = [self._value(str(task), str(value)) for value in rows["input"]]
+            predictions = self._predictor.predict(str(task), values)
+            for row, prediction in zip(rows["row"], predictions, strict=True):
+                answers[row] = {
+                    "text": prediction.text,
+                    "log_prob": prediction.log_prob,
+                    "scores": json.dumps(prediction.scores),
+                    "tree": prediction.tree,
+                }
+        return pd.DataFrame(answers, columns=["text", "log_prob", "scores", "tree"])
+
+    def _value(self, task: str, value: str) -> str | bytes:
+        """Text as it is, other inputs from base64: a server reads no files of the caller's name."""
+        if self._predictor.task(task).inputs.modality == "text":
+            return value
+        try:
+            return base64.b64decode(value, validate=True)
+        except binascii.Error as error:
+            raise PredictionError(
+                f"{value[:40]!r}, as input of {task}: not base64 ({error}); send the file's bytes"
+            ) from None
+
+
+def serve() -> None:
+    """Names the pyfunc to MLflow, which runs `serve_model.py` to find it."""
+    set_model(ServedModel())
