@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+from torch import device as Device  # `torch` itself is the name of a module of this package
 
 from mmtrain.optim import OptimizerConfig
 from pipelines.errors import MMTrainError
@@ -83,7 +83,7 @@ class Engine(Protocol):
     rank: int
     world_size: int
     model: nn.Module
-    device: torch.device
+    device: Device
 
     def forward(self, **inputs: Any) -> Any:
         """The model's forward through whatever wraps it."""
@@ -175,8 +175,8 @@ def _check_experts(config: EngineConfig, *, world_size: int, num_experts: Sequen
         return
     if config.zero_stage not in (1, 2):
         raise EngineError(
-            f"engine.ep_size={config.ep_size} with engine.zero_stage={config.zero_stage}: DeepSpeed "
-            f"shards experts under ZeRO 1 and 2 alone; set engine.zero_stage=2 or engine.ep_size=1"
+            f"engine.ep_size={config.ep_size} with engine.zero_stage={config.zero_stage}: experts are "
+            f"sharded under ZeRO 1 and 2 alone; set engine.zero_stage=2 or engine.ep_size=1"
         )
     if world_size % config.ep_size:
         raise EngineError(
@@ -203,7 +203,7 @@ def build_engine(
     *,
     model: nn.Module,
     optimizer: OptimizerConfig,
-    device: torch.device | None = None,
+    device: Device | None = None,
 ) -> Engine:
     """The engine that `config` names, with `model` moved to `device` and taken over.
 
@@ -221,5 +221,5 @@ def build_engine(
     """
     module = importlib.import_module(f"{__name__}.{config.name}")
     return module.build(
-        config, model=model, optimizer=optimizer, device=device or torch.device("cpu")
+        config, model=model, optimizer=optimizer, device=device or Device("cpu")
     )

@@ -1,0 +1,375 @@
+"""The sharding engine: DeepSpeed ZeRO 0 to 3 over any number of ranks, experts over some of them.
+
+DeepSpeed averages gradients over ranks; the loss is multiplied by their number beforehand, so that
+gradients are those of the summed loss whatever the sharding. `step` is the boundary between
+optimizer steps, however many micro-batches came before it.
+
+DeepSpeed finds layers of experts by their class. Ours do not import it; an empty module of that
+class stands beside the model and tells it that experts are there.
+"""
+
+import logging
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from math import inf, isfinite
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from mmtrain.engines import EngineConfig, ParameterState, StepStats, check_combination
+from mmtrain.engines.pieces import (
+    Entry,
+    Piece,
+    entries,
+    match_states,
+    parameter_of,
+    persistent_buffers,
+    read_entry,
+    write_entry,
+    writers,
+)
+from mmtrain.engines.torch import MOMENTS, clip_gradients
+from mmtrain.optim import OptimizerConfig, OwnerAdamW, parameter_groups
+
+
+def build(
+    config: EngineConfig, *, model: nn.Module, optimizer: OptimizerConfig, device: torch.device
+) -> "DeepSpeedEngine":
+    """See `mmtrain.engines.build_engine`. Opens a process group of one where none is open."""
+    _start_process_group(device)
+    stacks = {
+        name: parameter.shape[0]
+        for name, parameter in model.named_parameters()
+        if getattr(parameter, "is_expert", False)
+    }
+    check_combination(config, world_size=dist.get_world_size(), num_experts=[*stacks.values()])
+    return DeepSpeedEngine(config, model=model, optimizer=optimizer, device=device)
+
+
+class DeepSpeedEngine:
+    """See `mmtrain.engines.Engine`."""
+
+    def __init__(
+        self,
+        config: EngineConfig,
+        *,
+        model: nn.Module,
+        optimizer: OptimizerConfig,
+        device: torch.device,
+    ) -> None:
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.model, self.device = model.to(device), device
+        self._stage = config.zero_stage
+        self._entries = entries(model)
+        self._expert_group = shard_experts(model, ep_size=config.ep_size)
+        self._parameters = dict(model.named_parameters())
+        kind = OwnerAdamW if self._stage else ClippedAdamW
+        self._optimizer = kind(self._groups(optimizer), config=optimizer)
+        self._engine = self._initialize(config, optimizer=optimizer)
+        self._create_states()
+
+    def _groups(self, optimizer: OptimizerConfig) -> list[dict[str, Any]]:
+        groups = parameter_groups(
+            self._parameters.items(),
+            owner_of=self.model.parameter_owner,  # type: ignore[operator]  # Module.__getattr__
+            weight_decay=optimizer.weight_decay,
+        )
+        if self._expert_group is not None:
+            for group in groups:
+                if any(is_expert(parameter) for parameter in group["params"]):
+                    group |= {"moe": True, "name": self._expert_group}
+        return groups
+
+    def _initialize(self, config: EngineConfig, *, optimizer: OptimizerConfig) -> Any:
+        import deepspeed
+
+        wrapped = _Wrapped(
+            self.model,
+            device=self.device,
+            low_precision=config.precision == "bf16",
+            has_sharded_experts=self._expert_group is not None,
+        )
+        engine, *_ = deepspeed.initialize(
+            model=wrapped,
+            optimizer=self._optimizer,  # type: ignore[arg-type]  # its own Optimizer union is wider
+            config=deepspeed_config(config, optimizer=optimizer),
+            dist_init_required=False,
+        )
+        return engine
+
+    def _create_states(self) -> None:
+        """Zero moments for all partitions now: DeepSpeed looks for them once, at the first step of
+        the first group, when the others have none.
+        """
+        self._optimizer.create_states(
+            tensor for tensors in self._stepped().values() for tensor in tensors
+        )
+        if self._stage in (1, 2):
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _stepped(self) -> dict[str, list[Tensor]]:
+        """What the optimizer steps on this rank, by owner: parameters, or flat partitions."""
+        zero = self._engine.optimizer
+        found: dict[str, list[Tensor]] = {}
+        if self._stage == 3:
+            for sub_group, tensor in enumerate(zero.fp32_partitioned_groups_flat):
+                group = self._optimizer.param_groups[zero.sub_group_to_group_id[sub_group]]
+                found.setdefault(group["owner"], []).append(tensor)
+        else:
+            for group in self._optimizer.param_groups:
+                found.setdefault(group["owner"], []).extend(group["params"])
+        return found
+
+    def forward(self, **inputs: Any) -> Any:
+        return self._engine(**inputs)
+
+    def backward(self, loss: Tensor) -> None:
+        self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
+
+    def step(self, *, learning_rates: Mapping[str, float]) -> StepStats:
+        self._optimizer.take_part(learning_rates)
+        self._engine.step()
+        return StepStats(self._gradient_norm(), self._optimizer.active_rates())
+
+    def _gradient_norm(self) -> float:
+        if isinstance(self._optimizer, ClippedAdamW):
+            return self._optimizer.gradient_norm
+        if self._engine.optimizer.overflow:  # a NaN or infinity: DeepSpeed dropped the step
+            return inf
+        return float(self._engine.optimizer._global_grad_norm)
+
+    def parameter_states(self) -> Iterator[ParameterState]:
+        steps = self._steps()
+        ranks = writers([entry.numel for entry in self._entries], world_size=self.world_size)
+        for entry, writer in zip(self._entries, ranks, strict=True):
+            trained = self._parameters[entry.parameter].requires_grad
+            keys = ("weight", *MOMENTS) if trained else ("weight",)
+            piece = self._piece(entry, to_read=True)
+            tensors = read_entry(entry, piece, keys=keys, writer=writer)
+            if tensors is not None:
+                count = steps[self._owner(entry)] if trained else 0
+                yield ParameterState(entry.name, tensors, count)
+        if self.rank == 0:
+            for name, buffer in persistent_buffers(self.model).items():
+                yield ParameterState(name, {"weight": buffer.cpu().clone()}, 0)
+
+    @torch.no_grad()
+    def load_parameter_states(self, states: Iterator[ParameterState]) -> None:
+        by_name = {entry.name: entry for entry in self._entries}
+        buffers = persistent_buffers(self.model)
+        stepped = self._stepped()
+        for state in match_states(states, expected=[*by_name, *buffers]):
+            if state.name in buffers:
+                buffers[state.name].copy_(state.tensors["weight"])
+                continue
+            entry = by_name[state.name]
+            write_entry(entry, self._piece(entry, to_read=False), state=state)
+            if self._parameters[parameter_of(state.name)].requires_grad:
+                for tensor in stepped[self._owner(entry)]:
+                    self._optimizer.state[tensor]["step"].fill_(state.step)
+        self._update_working_weights()
+
+    def model_state(self) -> dict[str, Tensor]:
+        weights: dict[str, list[Tensor]] = {}
+        for entry in self._entries:
+            piece = self._piece(entry, to_read=True)
+            tensors = read_entry(entry, piece, keys=("weight",), writer=0)
+            if tensors is not None:
+                weights.setdefault(entry.parameter, []).append(tensors["weight"])
+        if self.rank != 0:
+            return {}
+        full = {
+            name: torch.stack(parts) if is_expert(self._parameters[name]) else parts[0]
+            for name, parts in weights.items()
+        }
+        buffers = persistent_buffers(self.model)
+        return full | {name: value.cpu().clone() for name, value in buffers.items()}
+
+    def _owner(self, entry: Entry) -> str:
+        return self.model.parameter_owner(entry.parameter)  # type: ignore[operator]
+
+    def _steps(self) -> dict[str, int]:
+        return {
+            owner: int(self._optimizer.state[tensors[0]]["step"])
+            for owner, tensors in self._stepped().items()
+        }
+
+    def _piece(self, entry: Entry, *, to_read: bool) -> Piece | None:
+        """This rank's piece of the entry's parameter.
+
+        To read, the pieces of all ranks must be a partition: of copies, rank 0's alone counts.
+        """
+        parameter = self._parameters[entry.parameter]
+        if self._stage == 3:
+            return self._piece_of_weights_shard(parameter)
+        if self._stage and parameter.requires_grad:
+            return self._piece_of_states_shard(parameter)
+        if to_read and self.rank != 0:
+            return None
+        tensors = {"weight": parameter.detach().view(-1)}
+        if parameter.requires_grad:
+            tensors |= {key: self._optimizer.state[parameter][key].view(-1) for key in MOMENTS}
+        return Piece(0, tensors)
+
+    def _piece_of_states_shard(self, parameter: nn.Parameter) -> Piece | None:
+        """ZeRO 1 and 2: what of the parameter lies in this rank's flat fp32 partition."""
+        mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]  # set by DeepSpeed
+        if mapping is None:
+            return None
+        start = mapping.lp_fragment_address.start
+        if self._expert_group is not None and is_expert(parameter):
+            start += dist.get_rank(_expert_parallel_group(self._expert_group)) * parameter.numel()
+        tensors = {key: mapping.get_optim_state_fragment(key) for key in MOMENTS}
+        return Piece(start, {"weight": mapping.get_hp_fragment()} | tensors)
+
+    def _piece_of_weights_shard(self, parameter: nn.Parameter) -> Piece | None:
+        """ZeRO 3: equal parts for all ranks, the last of them padded."""
+        zero, held = self._engine.optimizer, parameter.ds_tensor  # type: ignore[attr-defined]
+        start = self.rank * held.ds_numel
+        size = min(held.ds_numel, parameter.ds_numel - start)  # type: ignore[attr-defined]
+        if size <= 0:
+            return None
+        if not parameter.requires_grad:
+            return Piece(start, {"weight": held.data.view(-1)[:size]})
+        views = {
+            key: zero._get_fp32_opt_state_partition(
+                parameter, release_swap_buffers=False, optim_state_key=state
+            )[0]
+            for key, state in (("weight", None), *((key, key) for key in MOMENTS))
+        }
+        return Piece(start, {key: view[:size] for key, view in views.items()})
+
+    def _update_working_weights(self) -> None:
+        """After the fp32 weights were written: the weights that forward uses follow."""
+        zero = self._engine.optimizer
+        if self._stage in (1, 2):
+            zero.update_lp_params()
+        elif self._stage == 3:
+            zero._partition_all_parameters()
+            for sub_group in range(len(zero.fp32_partitioned_groups_flat)):
+                zero._reassign_or_swap_out_partitioned_parameters(sub_group)
+            zero._post_step(set())
+
+
+class ClippedAdamW(OwnerAdamW):
+    """For ZeRO 0, where DeepSpeed would not measure the norm: clips when it steps."""
+
+    def __init__(self, groups: list[dict[str, Any]], *, config: OptimizerConfig) -> None:
+        super().__init__(groups, config=config)
+        self._max_norm = config.clip_norm
+        self.gradient_norm = 0.0
+
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closures here
+        """One step, unless a gradient is not finite."""
+        self.gradient_norm = clip_gradients(self, max_norm=self._max_norm)
+        if isfinite(self.gradient_norm):
+            super().step()
+
+
+class _Wrapped(nn.Module):
+    """The model under autocast if it is to be, and the mark that it holds sharded experts."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        device: torch.device,
+        low_precision: bool,
+        has_sharded_experts: bool,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self._device_type, self._low_precision = device.type, low_precision
+        if has_sharded_experts:
+            self.mark = _experts_mark()
+
+    def forward(self, **inputs: Any) -> Any:
+        with torch.autocast(self._device_type, torch.bfloat16, enabled=self._low_precision):
+            return self.model(**inputs)
+
+
+def deepspeed_config(config: EngineConfig, *, optimizer: OptimizerConfig) -> dict[str, Any]:
+    """DeepSpeed's config. Batches and accumulation are the train loop's: it is told one of one."""
+    low_precision = config.precision == "bf16"
+    zero: dict[str, Any] = {"stage": config.zero_stage, "overlap_comm": False}
+    if config.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    settings = {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": optimizer.clip_norm if config.zero_stage else 0.0,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": low_precision, "check_grad_overflow": True},
+    }
+    if low_precision and config.zero_stage > 1:  # ZeRO 1 adds micro-batches up in bf16
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+    return settings
+
+
+def is_expert(parameter: Tensor) -> bool:
+    """Whether a parameter is a stack of experts (E, ...)."""
+    return getattr(parameter, "is_expert", False)
+
+
+def shard_experts(model: nn.Module, *, ep_size: int) -> str | None:
+    """Leaves each rank its share of the experts. Returns the name of DeepSpeed's group, if any."""
+    if ep_size == 1:
+        return None  # experts are then parameters like all others
+    from deepspeed.utils import groups
+
+    name = f"ep_size_{ep_size}"
+    if name not in groups._get_expert_parallel_group_dict():
+        groups._create_expert_and_data_parallel(ep_size)
+    for module in model.modules():
+        if hasattr(module, "shard_experts"):
+            module.shard_experts(_expert_parallel_group(name))  # type: ignore[operator]
+    for parameter in _experts(model.parameters()):
+        parameter.allreduce = False  # type: ignore[attr-defined]  # DeepSpeed's marks
+        parameter.group_name = name  # type: ignore[attr-defined]
+    return name
+
+
+def _experts(parameters: Iterable[nn.Parameter]) -> Iterator[nn.Parameter]:
+    return (parameter for parameter in parameters if is_expert(parameter))
+
+
+def _expert_parallel_group(name: str) -> Any:
+    from deepspeed.utils import groups
+
+    return groups._get_expert_parallel_group(name)
+
+
+def _experts_mark() -> nn.Module:
+    """An empty module that DeepSpeed takes for its own layer of experts."""
+    from deepspeed.moe.layer import MoE
+
+    class ExpertsMark(MoE):
+        def __init__(self) -> None:
+            nn.Module.__init__(self)
+            self.num_experts = 0
+
+        def set_deepspeed_parallelism(self, *_: object, **__: object) -> None:
+            """The groups are there already."""
+
+    return ExpertsMark()
+
+
+def _start_process_group(device: torch.device) -> None:
+    """Makes DeepSpeed use the process group that is open, or one of this process alone."""
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
+    import deepspeed
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    deepspeed.init_distributed(
+        dist_backend=dist.get_backend(), auto_mpi_discovery=False, dist_init_required=False
+    )
