@@ -38,3 +38,7 @@ class CorpusError(MMTrainError):
 
 class PlanError(MMTrainError):
     """Batches cannot be cut as asked (batch size over ranks, token budget, empty corpus)."""
+
+
+class StreamError(MMTrainError):
+    """Batches do not reach a rank in time."""

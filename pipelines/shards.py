@@ -1,0 +1,266 @@
+"""Shards: a split of a task as Parquet files with fixed row groups, and the manifest over them.
+
+A row group is the unit of random access. An example is its row number in the split, counted
+through the shards in the manifest's order, so no id is stored. `COMPLETED` is written last:
+a folder without it does not exist.
+"""
+
+import functools
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pipelines.errors import CorpusError
+from pipelines.task import Split, Task
+
+MANIFEST, COMPLETED, QUARANTINE = "manifest.json", "COMPLETED", "quarantine.jsonl"
+REMEDY = "run `python -m pipelines build`"
+SCHEMA = pa.schema(
+    {
+        "origin": pa.string(),
+        "input": pa.binary(),
+        "input_shape": pa.list_(pa.int32()),
+        "target": pa.binary(),
+        "target_shape": pa.list_(pa.int32()),
+    }
+)
+
+
+class RowGroup(BaseModel):
+    """Rows that are read together, all of one length bucket."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rows: int = Field(ge=1)
+    bucket: int = Field(ge=0)
+
+
+class Shard(BaseModel):
+    """One Parquet file."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str = Field(pattern=r"^shard-\d+\.parquet$")
+    num_bytes: int = Field(ge=1)
+    digest: str = Field(description="SHA-256 of the file.")
+    row_groups: tuple[RowGroup, ...]
+
+
+class Manifest(BaseModel):
+    """What a built split holds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    task: Task
+    split: Split
+    num_examples: int
+    bucket_bounds: tuple[int, ...] = Field(
+        description="Longest example of each bucket, in positions of the longer side."
+    )
+    shards: tuple[Shard, ...]
+    digest: str = Field(description="Identity of the contents: of the shards' digests in order.")
+    fingerprint: str = Field(description="What it was built from: source, features, code.")
+    vocabulary_digest: str | None
+    quarantined: dict[str, int] = Field(description="Bad records left out, by reason.")
+    stats: dict[str, float]
+    folder: Path = Field(default=Path(), exclude=True, description="Where it was opened.")
+
+    @property
+    def num_quarantined(self) -> int:
+        """Bad records left out."""
+        return sum(self.quarantined.values())
+
+    @functools.cached_property
+    def group_starts(self) -> np.ndarray:
+        """(groups + 1,) int64: row number at which each row group of the split starts."""
+        rows = [group.rows for shard in self.shards for group in shard.row_groups]
+        return np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
+
+    @functools.cached_property
+    def group_buckets(self) -> np.ndarray:
+        """(groups,) bucket of each row group."""
+        return np.array([group.bucket for shard in self.shards for group in shard.row_groups])
+
+    @functools.cached_property
+    def group_places(self) -> tuple[tuple[str, int], ...]:
+        """File and number within it of each row group of the split."""
+        return tuple((s.file, i) for s in self.shards for i in range(len(s.row_groups)))
+
+
+def shard_folder(data_dir: Path, *, task: str, split: str) -> Path:
+    """Where a split of a task lies once built."""
+    return data_dir / "shards" / task / split
+
+
+def vocabulary_path(data_dir: Path) -> Path:
+    """Where the joint vocabulary of all built tasks lies."""
+    return data_dir / "vocabulary.json"
+
+
+def contents_digest(shards: Sequence[Shard]) -> str:
+    """Identity of a split's contents."""
+    return hashlib.sha256("".join(shard.digest for shard in shards).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_manifest(folder: Path) -> Manifest:
+    """Opens a built split; checks that every shard is there with the size it was built with.
+
+    Contents are checked page by page as they are read (`ShardReader`), or all by `verify`.
+
+    Raises:
+        CorpusError: not built, half-built, or changed since; each with the remedy.
+    """
+    if not folder.is_dir():
+        raise CorpusError(f"{folder} is not built; {REMEDY}")
+    if not (folder / COMPLETED).is_file():
+        raise CorpusError(f"{folder} is half-built: it has no {COMPLETED}; {REMEDY}")
+    try:
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except (OSError, ValidationError) as error:
+        raise CorpusError(f"{folder / MANIFEST} cannot be read: {error}; {REMEDY}") from error
+    sealed = (folder / COMPLETED).read_text().strip()
+    if not sealed == manifest.digest == contents_digest(manifest.shards):
+        raise CorpusError(f"{folder / MANIFEST} changed since it was built; {REMEDY} --force")
+    for shard in manifest.shards:
+        path = folder / shard.file
+        size = path.stat().st_size if path.is_file() else None
+        if size != shard.num_bytes:
+            was = "is missing" if size is None else f"has {size} bytes, built {shard.num_bytes}"
+            raise CorpusError(f"{path} {was}; {REMEDY} --force")
+    return manifest.model_copy(update={"folder": folder})
+
+
+def open_task(task: Task, *, split: Split, data_dir: Path) -> Manifest:
+    """Opens a task's built split for a run; how it is batched and weighed is the run's to say.
+
+    Raises:
+        CorpusError: not built, changed, or built from another source or with other features.
+    """
+    manifest = open_manifest(shard_folder(data_dir, task=task.name, split=split))
+    for field in ("source", "inputs", "targets", "bucket_bounds"):
+        built, asked = getattr(manifest.task, field), getattr(task, field)
+        if built != asked:
+            raise CorpusError(
+                f"{manifest.folder} was built with {field} {built}, the task says {asked}; {REMEDY}"
+            )
+    return manifest.model_copy(update={"task": task})
+
+
+def verify(manifest: Manifest) -> None:
+    """Reads every shard whole and compares its digest.
+
+    Raises:
+        CorpusError: a shard changed, named.
+    """
+    for shard in manifest.shards:
+        if file_digest(manifest.folder / shard.file) != shard.digest:
+            raise CorpusError(f"{manifest.folder / shard.file} changed since; {REMEDY} --force")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One built example; the arrays are views of their row group and read-only."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+
+
+class ShardReader:
+    """Random access to the examples of several splits, under one bound of memory.
+
+    Args:
+        manifests: opened splits.
+        cache_bytes: decoded row groups kept, in bytes; the last used stays whatever its size.
+        open_files: files kept open.
+    """
+
+    def __init__(
+        self, manifests: Iterable[Manifest], *, cache_bytes: int = 2**28, open_files: int = 64
+    ) -> None:
+        self._manifests = {manifest.task.name: manifest for manifest in manifests}
+        self._cache_bytes, self._open_files = cache_bytes, open_files
+        self._files: OrderedDict[Path, pq.ParquetFile] = OrderedDict()
+        self._groups: OrderedDict[tuple[str, int], _Group] = OrderedDict()
+        self._held_bytes = 0
+
+    def read(self, task: str, *, rows: np.ndarray) -> list[Example]:
+        """Examples of a task by row number, in the order asked.
+
+        Raises:
+            CorpusError: a shard is gone or its contents changed.
+        """
+        starts = self._manifests[task].group_starts
+        groups = np.searchsorted(starts, rows, side="right") - 1
+        offsets = rows - starts[groups]
+        return [
+            self._group(task, number).example(offset)
+            for number, offset in zip(groups.tolist(), offsets.tolist(), strict=True)
+        ]
+
+    def _group(self, task: str, number: int) -> "_Group":
+        key = (task, number)
+        if key in self._groups:
+            self._groups.move_to_end(key)
+            return self._groups[key]
+        group = self._groups[key] = self._load(self._manifests[task], number)
+        self._held_bytes += group.num_bytes
+        while self._held_bytes > self._cache_bytes and len(self._groups) > 1:
+            self._held_bytes -= self._groups.popitem(last=False)[1].num_bytes
+        return group
+
+    def _load(self, manifest: Manifest, number: int) -> "_Group":
+        file, index = manifest.group_places[number]
+        path = manifest.folder / file
+        try:
+            table = self._file(path).read_row_group(index, columns=SCHEMA.names[1:])
+        except (OSError, pa.ArrowInvalid) as error:
+            raise CorpusError(f"{path} changed since it was built: {error}; {REMEDY}") from error
+        return _Group(table, manifest)
+
+    def _file(self, path: Path) -> pq.ParquetFile:
+        if path in self._files:
+            self._files.move_to_end(path)
+            return self._files[path]
+        file = self._files[path] = pq.ParquetFile(path, page_checksum_verification=True)
+        if len(self._files) > self._open_files:
+            self._files.popitem(last=False)[1].close()
+        return file
+
+
+class _Group:
+    """A decoded row group: two flat arrays, and where each example lies in them."""
+
+    def __init__(self, table: pa.Table, manifest: Manifest) -> None:
+        self._inputs = _Column(table, "input", dtype=manifest.task.inputs.dtype)
+        self._targets = _Column(table, "target", dtype=manifest.task.targets.dtype)
+        self.num_bytes = self._inputs.values.nbytes + self._targets.values.nbytes
+
+    def example(self, row: int) -> Example:
+        return Example(self._inputs.array(row), self._targets.array(row))
+
+
+class _Column:
+    def __init__(self, table: pa.Table, name: str, *, dtype: str) -> None:
+        cells = table[name].combine_chunks()
+        ends = np.frombuffer(cells.buffers()[1], np.int32)[cells.offset :][: len(cells) + 1]
+        kind = np.dtype(dtype).newbyteorder("<")
+        flat = np.frombuffer(cells.buffers()[2] or b"", np.uint8)[ends[0] : ends[-1]]
+        self.values = flat.view(kind)
+        self._ends = ((ends - ends[0]) // kind.itemsize).tolist()
+        self._shapes = table[f"{name}_shape"].to_pylist()
+
+    def array(self, row: int) -> np.ndarray:
+        return self.values[self._ends[row] : self._ends[row + 1]].reshape(self._shapes[row])

@@ -1,0 +1,291 @@
+"""The stream: a plan's batches, read, padded and ready, in the order of the schedule.
+
+One Ray Dataset for each rank. Its rows are ranges of steps, nothing more: the plan is arithmetic,
+so the reader that gets a range works out itself which rows of which shards to read. It is one
+actor, so open files and decoded row groups stay with it from range to range.
+"""
+
+import functools
+import logging
+import queue
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipelines import modalities
+from pipelines.batch import Batch
+from pipelines.errors import MMTrainError, StreamError
+from pipelines.plan import BatchPlan, Plan, PlannedBatch
+from pipelines.shards import ShardReader
+
+RANGES = 4096  # ranges of steps in one Ray Dataset; the next Dataset starts where it ends
+ARRAYS = tuple(f.name for f in fields(Batch) if f.type is np.ndarray)
+
+
+class StreamConfig(BaseModel):
+    """How batches reach a rank."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps_per_read: int = Field(default=16, ge=1, description="Steps that a reader takes at once.")
+    prefetch: int = Field(
+        default=4, ge=1, description="Ready reads waiting for the train loop, per rank."
+    )
+    shuffle_window: int = Field(
+        default=16, ge=1, description="Row groups whose rows are shuffled together."
+    )
+    cache_bytes: int = Field(
+        default=2**28, ge=1, description="Decoded row groups a reader keeps, in bytes."
+    )
+    buffer_bytes: int = Field(
+        default=2**28, ge=2**20, description="Object store for a rank's ready batches, in bytes."
+    )
+    num_cpus: float = Field(default=1, gt=0, description="Logical CPUs of a rank's reader.")
+    timeout_s: float = Field(
+        default=300, gt=0, description="Longest wait for a batch before the run stops, seconds."
+    )
+
+
+def read_batches(
+    plan: BatchPlan, *, start_step: int = 0, num_steps: int | None = None, cache_bytes: int = 2**28
+) -> Iterator[Batch]:
+    """The batches of `stream`, read in this process without Ray.
+
+    Args:
+        plan: of training, or `SequentialPlan`.
+        start_step: first step.
+        num_steps: steps to read; None: to the plan's end.
+        cache_bytes: decoded row groups kept, in bytes.
+    """
+    reader = ShardReader(plan.manifests.values(), cache_bytes=cache_bytes)
+    for step in range(start_step, _end(plan, start_step, num_steps)):
+        for planned in plan.batches(step):
+            yield assemble(planned, plan=plan, reader=reader)
+
+
+def assemble(planned: PlannedBatch, *, plan: BatchPlan, reader: ShardReader) -> Batch:
+    """Reads the rows of a planned batch and pads them; of no rows, arrays of length 0."""
+    rows, task = planned.rows, plan.manifests[planned.task].task
+    examples = reader.read(task.name, rows=rows if len(rows) else np.zeros(1, np.int64))
+    inputs = _collator(task.inputs.modality)(
+        [example.inputs for example in examples], feature=task.inputs
+    )
+    targets = _collator(task.targets.modality)(
+        [example.targets for example in examples], feature=task.targets
+    )
+    size = len(rows)
+    return Batch(
+        step=planned.step,
+        micro=planned.micro,
+        task=planned.task,
+        inputs=inputs.values[:size],
+        input_lengths=inputs.lengths[:size],
+        targets=targets.values[:size],
+        target_lengths=targets.lengths[:size],
+        example_ids=rows.astype(np.int64),
+    )
+
+
+def stream(
+    plan: BatchPlan,
+    *,
+    start_step: int = 0,
+    num_steps: int | None = None,
+    cursors: Mapping[str, int] | None = None,
+    config: StreamConfig | None = None,
+) -> Iterator[Batch]:
+    """This rank's batches from `start_step` on, through Ray Data.
+
+    Args:
+        plan: of training, or `SequentialPlan`.
+        start_step: first step.
+        num_steps: steps to read; None: to the plan's end.
+        cursors: global batches of each task taken before `start_step`, where a run that goes on
+            brings them along; None: as the plan counts them.
+        config: None: the defaults.
+
+    Raises:
+        StreamError: no batch came within `config.timeout_s`; names rank, step and tasks.
+        CorpusError: a shard changed while it was read.
+    """
+    config = config or StreamConfig()
+    if cursors is not None and isinstance(plan, Plan):
+        plan = replace(plan, start_step=start_step, start_cursors=dict(cursors))
+    end = _end(plan, start_step, num_steps)
+    span = config.steps_per_read * RANGES
+    for begin in range(start_step, end, span):
+        yield from _stream_ranges(plan, begin, min(begin + span, end), config)
+
+
+def _end(plan: BatchPlan, start_step: int, num_steps: int | None) -> int:
+    return plan.num_steps if num_steps is None else min(plan.num_steps, start_step + num_steps)
+
+
+def _stream_ranges(plan: BatchPlan, begin: int, end: int, config: StreamConfig) -> Iterator[Batch]:
+    """One Ray Dataset over the steps begin .. end-1, pulled by a thread that works ahead."""
+    ready: queue.Queue[_Ready] = queue.Queue(maxsize=config.prefetch)
+    stopped = threading.Event()
+    dataset = _dataset(plan, begin, end, config)
+    puller = threading.Thread(target=_pull, args=(dataset, ready, stopped), daemon=True)
+    puller.start()
+    step = begin
+    try:
+        while step < end:
+            for batch in _take(ready, plan, step, config.timeout_s):
+                step = batch.step + 1
+                yield batch
+    finally:
+        stopped.set()
+
+
+def _take(
+    ready: "queue.Queue[_Ready]", plan: BatchPlan, step: int, timeout_s: float
+) -> list[Batch]:
+    try:
+        taken = ready.get(timeout=timeout_s)
+    except queue.Empty:
+        tasks = sorted({planned.task for planned in plan.batches(step)})
+        raise StreamError(
+            f"rank {plan.rank} waited {timeout_s:g} s for step {step} (tasks {tasks}); the cluster "
+            f"has {ray.available_resources().get('CPU', 0):g} of "
+            f"{ray.cluster_resources().get('CPU', 0):g} CPUs free: add CPUs, use fewer workers, "
+            "or raise stream.timeout_s where the file system is slow"
+        ) from None
+    if taken.error is not None:
+        raise taken.error
+    return taken.batches
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """What the puller hands over: batches, or why there are no more."""
+
+    batches: list[Batch]
+    error: BaseException | None = None
+
+
+def _pull(
+    dataset: ray.data.Dataset, ready: "queue.Queue[_Ready]", stopped: threading.Event
+) -> None:
+    """Takes blocks as they become ready until the dataset ends, fails, or nobody wants more."""
+    try:
+        blocks = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+        with closing(_as_generator(blocks)) as tables:
+            for table in tables:
+                if not _put(ready, _Ready(from_table(table)), stopped):
+                    return
+    except Exception as error:  # handed to the train loop, which raises it
+        _put(ready, _Ready([], _cause(error)), stopped)
+
+
+def _as_generator(blocks: Iterator[Any]) -> Iterator[pa.Table]:
+    yield from blocks
+
+
+def _put(ready: "queue.Queue[_Ready]", item: "_Ready", stopped: threading.Event) -> bool:
+    while not stopped.is_set():
+        try:
+            ready.put(item, timeout=0.5)
+        except queue.Full:
+            continue
+        return True
+    return False
+
+
+def _cause(error: BaseException) -> BaseException:
+    """The user's error inside of what Ray wraps around it, or the error itself."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, MMTrainError):
+            return inner
+        inner = getattr(inner, "cause", None) or inner.__cause__
+    return error
+
+
+def _dataset(plan: BatchPlan, begin: int, end: int, config: StreamConfig) -> ray.data.Dataset:
+    """Ranges of steps in; tables of batches out, in order, within this rank's share."""
+    starts = range(begin, end, config.steps_per_read)
+    ranges = [{"begin": start, "end": min(start + config.steps_per_read, end)} for start in starts]
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ray.data.ExecutionResources(
+        cpu=config.num_cpus, object_store_memory=config.buffer_bytes
+    )
+    with ray.data.DataContext.current(context):
+        return ray.data.from_items(ranges, override_num_blocks=len(ranges)).map_batches(
+            RangeReader,
+            fn_constructor_args=(plan, config.cache_bytes),
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            num_cpus=config.num_cpus,
+            concurrency=1,
+        )
+
+
+class RangeReader:
+    """Reads ranges of steps; what it opened and decoded stays between calls.
+
+    Args:
+        plan: this rank's.
+        cache_bytes: decoded row groups kept, in bytes.
+    """
+
+    def __init__(self, plan: BatchPlan, cache_bytes: int) -> None:
+        self._plan = plan
+        self._reader = ShardReader(plan.manifests.values(), cache_bytes=cache_bytes)
+
+    def __call__(self, ranges: pa.Table) -> pa.Table:
+        """A table of the batches of all steps of `ranges` (columns begin, end)."""
+        return to_table(
+            [
+                assemble(planned, plan=self._plan, reader=self._reader)
+                for row in ranges.to_pylist()
+                for step in range(row["begin"], row["end"])
+                for planned in self._plan.batches(step)
+            ]
+        )
+
+
+def to_table(batches: list[Batch]) -> pa.Table:
+    """Batches as a table with a row each; an array is its bytes, its shape and its dtype."""
+    columns: dict[str, pa.Array] = {
+        "step": pa.array([batch.step for batch in batches], pa.int64()),
+        "micro": pa.array([batch.micro for batch in batches], pa.int64()),
+        "task": pa.array([batch.task for batch in batches], pa.string()),
+    }
+    for name in ARRAYS:
+        arrays = [np.ascontiguousarray(getattr(batch, name)) for batch in batches]
+        columns[name] = pa.array([array.data.cast("B") for array in arrays], pa.large_binary())
+        columns[f"{name}_shape"] = pa.array([a.shape for a in arrays], pa.list_(pa.int64()))
+        columns[f"{name}_dtype"] = pa.array([array.dtype.str for array in arrays], pa.string())
+    return pa.table(columns)
+
+
+def from_table(table: pa.Table) -> list[Batch]:
+    """The batches of `to_table`; arrays are copies, so that no block stays in the object store."""
+    columns = {name: table[name].to_pylist() for name in table.column_names}
+    return [
+        Batch(
+            step=columns["step"][row],
+            micro=columns["micro"][row],
+            task=columns["task"][row],
+            **{name: _array(columns, name, row) for name in ARRAYS},
+        )
+        for row in range(table.num_rows)
+    ]
+
+
+def _array(columns: Mapping[str, list[Any]], name: str, row: int) -> np.ndarray:
+    flat = np.frombuffer(columns[name][row], columns[f"{name}_dtype"][row])
+    return flat.reshape(columns[f"{name}_shape"][row])
