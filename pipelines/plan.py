@@ -175,7 +175,8 @@ class BucketOrder:
     def _window_rows(self, epoch: int, window: int) -> np.ndarray:
         """Row numbers of one window of an epoch, shuffled."""
         groups = self._epoch(epoch)[0][window * self._size : (window + 1) * self._size]
-        rows = np.concatenate([np.arange(self._starts[g], self._starts[g + 1]) for g in groups])
+        spans = zip(self._starts[groups].tolist(), self._starts[groups + 1].tolist(), strict=True)
+        rows = np.concatenate([np.arange(first, last) for first, last in spans])
         return rows[keyed_order(len(rows), key=(*self._key, epoch, "window", window))]
 
 

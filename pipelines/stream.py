@@ -6,12 +6,12 @@ actor, so open files and decoded row groups stay with it from range to range.
 """
 
 import functools
-import logging
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipelines import modalities
 from pipelines.batch import Batch
 from pipelines.errors import MMTrainError, StreamError
+from pipelines.modalities import Feature, Padded
 from pipelines.plan import BatchPlan, Plan, PlannedBatch
 from pipelines.shards import ShardReader
 
@@ -75,12 +76,8 @@ def assemble(planned: PlannedBatch, *, plan: BatchPlan, reader: ShardReader) -> 
     """Reads the rows of a planned batch and pads them; of no rows, arrays of length 0."""
     rows, task = planned.rows, plan.manifests[planned.task].task
     examples = reader.read(task.name, rows=rows if len(rows) else np.zeros(1, np.int64))
-    inputs = _collator(task.inputs.modality)(
-        [example.inputs for example in examples], feature=task.inputs
-    )
-    targets = _collator(task.targets.modality)(
-        [example.targets for example in examples], feature=task.targets
-    )
+    inputs = _pad(task.inputs, [example.inputs for example in examples])
+    targets = _pad(task.targets, [example.targets for example in examples])
     size = len(rows)
     return Batch(
         step=planned.step,
@@ -92,6 +89,15 @@ def assemble(planned: PlannedBatch, *, plan: BatchPlan, reader: ShardReader) -> 
         target_lengths=targets.lengths[:size],
         example_ids=rows.astype(np.int64),
     )
+
+
+def _pad(feature: Feature, arrays: list[np.ndarray]) -> Padded:
+    return _modality(feature.modality).collate(arrays, feature=feature)
+
+
+@functools.cache
+def _modality(name: str) -> ModuleType:
+    return modalities.load(name)  # looks into the package's folder: too slow for each batch
 
 
 def stream(
@@ -177,7 +183,7 @@ def _pull(
 ) -> None:
     """Takes blocks as they become ready until the dataset ends, fails, or nobody wants more."""
     try:
-        blocks = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow"))
+        blocks = dataset.iter_batches(batch_size=None, batch_format="pyarrow")
         with closing(_as_generator(blocks)) as tables:
             for table in tables:
                 if not _put(ready, _Ready(from_table(table)), stopped):
@@ -186,7 +192,7 @@ def _pull(
         _put(ready, _Ready([], _cause(error)), stopped)
 
 
-def _as_generator(blocks: Iterator[Any]) -> Iterator[pa.Table]:
+def _as_generator(blocks: Iterable[Any]) -> Generator[pa.Table]:
     yield from blocks
 
 
