@@ -55,7 +55,7 @@ class EvaluationConfig:
     batch_size: int = 64
     beam_size: int = 1
     limit: int | None = None
-    num_samples: int = 6
+    num_samples: int = 4
     baseline_examples: int = 100_000
 
 

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import mlflow.artifacts
+import mlflow.pyfunc
 import numpy as np
 import pandas as pd
 from mlflow import MlflowClient
@@ -31,8 +33,9 @@ from mlflow.types import ColSpec, DataType, Schema
 
 import mmtrain
 import pipelines
-from mmtrain.export import Bundle, load_bundle, load_card
+from mmtrain.export import Bundle, load_bundle
 from mmtrain.predictor import PredictionError, Predictor
+from mmtrain.tracking import find_experiment
 from pipelines.errors import MMTrainError
 
 logger = logging.getLogger(__name__)
@@ -165,9 +168,7 @@ def lineage_tags(bundle: Bundle) -> dict[str, str]:
 
 
 def _own_run(client: MlflowClient, experiment: str, name: str) -> str:
-    found = client.get_experiment_by_name(experiment)
-    experiment_id = found.experiment_id if found else client.create_experiment(experiment)
-    run = client.create_run(experiment_id, run_name=f"register {name}")
+    run = client.create_run(find_experiment(client, experiment), run_name=f"register {name}")
     client.set_terminated(run.info.run_id)
     return run.info.run_id
 
@@ -234,7 +235,7 @@ class ServedModel(PythonModel):
         """Loads the bundle among the version's artifacts."""
         self._predictor = Predictor.load(context.artifacts[_ARTIFACT])
 
-    def predict(
+    def predict(  # pyright: ignore[reportIncompatibleMethodOverride]  # MLflow's has no result type
         self,
         context: PythonModelContext,
         model_input: pd.DataFrame,

@@ -214,7 +214,6 @@ class _Sender:
 
     def __init__(self, journal: Journal, *, config: TrackingConfig, out: Path, name: str) -> None:
         self._journal, self._config, self._name = journal, config, name
-        self._artifacts = out.resolve() / "mlartifacts"
         self.uri = tracking_uri(config, out=out)
         self._client: MlflowClient | None = None
         self._last_step: dict[str, int] = {}
@@ -251,20 +250,13 @@ class _Sender:
         return client
 
     def _make_run(self, client: "MlflowClient") -> str:
-        experiment_id = self._experiment(client)
+        experiment_id = find_experiment(client, self._config.experiment)
         key = self._journal.mark.key  # a run made just before a crash is found again
         found = client.search_runs([experiment_id], filter_string=f"tags.mmtrain_key = '{key}'")
         if found:
             return found[0].info.run_id
         run = client.create_run(experiment_id, run_name=self._name, tags={"mmtrain_key": key})
         return run.info.run_id
-
-    def _experiment(self, client: "MlflowClient") -> str:
-        name = self._config.experiment
-        if found := client.get_experiment_by_name(name):
-            return found.experiment_id
-        beside = self._artifacts.as_uri() if self.uri.startswith("sqlite:") else None
-        return client.create_experiment(name, artifact_location=beside)
 
     def _send(self, client: "MlflowClient", events: Sequence[Event]) -> None:
         from mlflow.exceptions import MlflowException
@@ -338,6 +330,20 @@ class _Sender:
         if self._num_repeated:
             logger.info("left out %d values of steps already logged", self._num_repeated)
         client.set_terminated(run_id, status=events[-1]["status"])
+
+
+def find_experiment(client: "MlflowClient", name: str) -> str:
+    """Id of the experiment, which is made if it is not there.
+
+    Of a SQLite store the artifacts go beside the file: MLflow's own default is the folder that the
+    process happens to stand in.
+    """
+    if found := client.get_experiment_by_name(name):
+        return found.experiment_id
+    file = client.tracking_uri.removeprefix("sqlite:///")
+    beside = Path(file).absolute().with_name("mlartifacts").as_uri()
+    is_file = file != client.tracking_uri
+    return client.create_experiment(name, artifact_location=beside if is_file else None)
 
 
 def flatten(values: Mapping[str, object], *, prefix: str = "") -> dict[str, str]:

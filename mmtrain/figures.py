@@ -1,0 +1,112 @@
+"""Figures of a run: loss curves and routing heat maps, drawn once for MLflow and for the report.
+
+Lines and text are drawn in one ink, which `to_svg` makes the page's own text colour; so a figure
+is legible by day and in the dark. No pyplot: it keeps global state and wants the main thread.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+Curve = Sequence[tuple[int, float]]  # (step, value), steps ascending
+Routing = Mapping[str, Sequence[Sequence[int]]]  # rows by layer: (task, expert)
+
+INK = "#010203"  # stands for the page's text colour
+ACCENT = "#2a78d6"
+_WIDTH, _HEIGHT = 3.4, 1.9  # inches of one panel
+_MAX_POINTS = 400
+
+
+def curve_figure(curve: Curve) -> Figure:
+    """One task's loss by step."""
+    figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
+    draw_curve(figure.subplots(), curve)
+    return figure
+
+
+def curves_figure(curves: Mapping[str, Curve]) -> Figure:
+    """All tasks' losses, a panel each, three in a line."""
+    columns = min(3, max(1, len(curves)))
+    lines = max(1, math.ceil(len(curves) / columns))
+    figure = Figure(figsize=(columns * _WIDTH, lines * (_HEIGHT + 0.25)), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flat
+    for axes, (name, curve) in zip(panels, curves.items(), strict=False):
+        draw_curve(axes, curve)
+        axes.set_title(name, fontsize=9)
+    for axes in list(panels):
+        axes.set_visible(False)
+    return figure
+
+
+def routing_figure(rows: Sequence[Sequence[int]], *, tasks: Sequence[str]) -> Figure:
+    """One layer: which share of a task's rows each expert took."""
+    height = 0.55 + 0.22 * len(tasks)
+    figure = Figure(figsize=(2 * _WIDTH, height), layout="constrained")
+    draw_routing(figure.subplots(), rows, tasks=tasks)
+    return figure
+
+
+def draw_curve(axes: Axes, curve: Curve) -> None:
+    """The points pale, their moving mean strong."""
+    steps, values = _thinned(curve)
+    axes.plot(steps, values, color=ACCENT, alpha=0.3, linewidth=0.8)
+    axes.plot(steps, _moving_mean(values), color=ACCENT, linewidth=1.6)
+    axes.set_ylim(bottom=min(0.0, float(np.nanmin(values, initial=0.0))))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
+    _ink(axes)
+
+
+def draw_routing(axes: Axes, rows: Sequence[Sequence[int]], *, tasks: Sequence[str]) -> None:
+    """Shares of each task over the experts; the colour scale starts at 0."""
+    counts = np.asarray(rows, dtype=float)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
+    image = axes.imshow(shares, aspect="auto", cmap="Blues", vmin=0.0, interpolation="nearest")
+    axes.set_yticks(range(len(tasks)), tasks)
+    axes.set_xlabel("expert")
+    axes.spines[:].set_visible(False)
+    assert axes.figure is not None
+    bar = axes.figure.colorbar(image, ax=axes, pad=0.01, format="{x:.0%}")
+    bar.outline.set_visible(False)  # type: ignore[operator]  # matplotlib types it as a Spine set
+    _ink(axes)
+    _ink(bar.ax)
+
+
+def to_svg(figure: Figure) -> str:
+    """The figure as SVG text to stand inside a page, in the page's text colour and font."""
+    file = io.StringIO()
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "mmtrain"}):
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    text = file.getvalue()
+    return text[text.index("<svg") :].replace(INK, "currentColor")
+
+
+def _thinned(curve: Curve) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values, at most `_MAX_POINTS`, each the mean of its stretch."""
+    points = np.array([point for point in curve if math.isfinite(point[1])], dtype=float)
+    points = points.reshape(-1, 2)
+    parts = np.array_split(points, min(len(points), _MAX_POINTS)) if len(points) else []
+    means = np.array([part.mean(axis=0) for part in parts]).reshape(-1, 2)
+    return means[:, 0], means[:, 1]
+
+
+def _moving_mean(values: np.ndarray) -> np.ndarray:
+    """Mean over a window of about a twentieth of the points, centred, cut at the ends."""
+    half = len(values) // 40
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    places = np.arange(len(values))
+    first, last = np.maximum(places - half, 0), np.minimum(places + half + 1, len(values))
+    return (sums[last] - sums[first]) / (last - first)
+
+
+def _ink(axes: Axes) -> None:
+    axes.tick_params(colors=INK, labelsize=8, length=2)
+    axes.xaxis.label.set(color=INK, fontsize=8)
+    for spine in axes.spines.values():
+        spine.set_color(INK)
+        spine.set_alpha(0.4)
