@@ -61,7 +61,7 @@ class Task(BaseModel):
     batch_tokens: int | None = Field(
         default=None,
         ge=1,
-        description="In place of batch_size: tokens of a global batch, both sides, padding included.",
+        description="In place of batch_size: tokens of both sides of a batch, padding included.",
     )
     batch_multiple: int = Field(
         default=12,

@@ -22,11 +22,11 @@ def translation(source_language: str, target_language: str, *, command: str) -> 
     return Task(
         name=f"translation_{source_language}_{target_language}",
         source=Source(
-            uri="raw/names",
+            uri="raw/phrases",
             format="tsv",
             splits=("train", "validation", "test", "test_hard"),
             options={"input": source_language, "target": target_language},
-            maker="names",
+            maker="phrases",
         ),
         inputs=TextFeature(max_tokens=64),
         targets=TextFeature(max_tokens=64),
