@@ -61,7 +61,7 @@ class DeepSpeedEngine:
     ) -> None:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.model, self.device = model.to(device), device
-        self._stage = config.zero_stage
+        self._stage, self._offloads = config.zero_stage, config.offload_optimizer
         self._entries = entries(model)
         self._expert_group = shard_experts(model, ep_size=config.ep_size)
         self._parameters = dict(model.named_parameters())
@@ -131,7 +131,21 @@ class DeepSpeedEngine:
     def step(self, *, learning_rates: Mapping[str, float]) -> StepStats:
         self._optimizer.take_part(learning_rates)
         self._engine.step()
+        self._drop_stale_gradients()
         return StepStats(self._gradient_norm(), self._optimizer.active_rates())
+
+    def _drop_stale_gradients(self) -> None:
+        """Zeroes the buffers that DeepSpeed keeps: one that the next backward does not reach would
+        count again.
+        """
+        zero = self._engine.optimizer
+        if self._stage == 3:
+            zero.grad_partitions_flat_buffer.zero_()
+        if self._offloads:
+            for tensors in self._stepped().values():
+                for tensor in tensors:
+                    if tensor.grad is not None:
+                        tensor.grad.zero_()
 
     def _gradient_norm(self) -> float:
         if isinstance(self._optimizer, ClippedAdamW):
@@ -366,7 +380,8 @@ def _start_process_group(device: torch.device) -> None:
     os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
     import deepspeed
 
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns of what is meant to be so
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else a compiler is needed
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
