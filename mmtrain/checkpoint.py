@@ -1,22 +1,19 @@
-"""Checkpoints without layout: full tensors by name, in safetensors; what has no manifest is not there.
+"""Checkpoints without layout: full tensors by name; what has no manifest does not exist.
 
-A checkpoint is a folder `step-<number>`. Each rank writes its part of the entries with their
-digests; when all have, rank 0 writes `manifest.json`, which lists every file with its size and
-SHA-256 and carries the run's progress. Nothing is pickled, and nothing says how many ranks there
+A checkpoint is a folder `step-<number>`. Each rank writes its part of the entries in safetensors;
+when all have, rank 0 writes `manifest.json`, which lists every file with its size and SHA-256 and
+carries the run's progress. Nothing is pickled, and nothing says how many ranks there
 were to be: any number of them, any ZeRO stage and any `ep_size` can load it.
 """
 
 import hashlib
 import json
 import logging
-import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
@@ -24,21 +21,27 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from mmtrain.checkpoint_files import (
+    MANIFEST,
+    SCHEMA,
+    CheckpointError,
+    file_facts,
+    folder_name,
+    folder_names,
+    from_manifest,
+    get_checked,
+    get_manifest,
+    open_folder,
+    put,
+    sha256,
+    to_json,
+    to_manifest,
+)
 from mmtrain.engines import Engine, ParameterState
-from pipelines.errors import MMTrainError
 
 logger = logging.getLogger(__name__)
 
-SCHEMA = 1
-MANIFEST = "manifest.json"
 SHARD_BYTES = 256 * 2**20  # of one file: what a rank holds in memory while it writes or reads
-MAX_JSON_BYTES = 64 * 2**20
-FOLDER_NAME = re.compile(r"step-(\d{9})(?:-(\d+))?")
-FILE_NAME = re.compile(r"(weights|rng|part)-\d{5}(-\d{5})?\.(safetensors|json)")
-
-
-class CheckpointError(MMTrainError):
-    """A checkpoint cannot be written, or is not what was written; names the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,7 @@ def save(
     Raises:
         CheckpointError: a rank could not write; no manifest was written, so nothing was published.
     """
-    filesystem, root = _open(folder)
+    filesystem, root = open_folder(folder)
     name = _new_name(filesystem, root, step=progress.step, engine=engine)
     path = f"{root}/{name}"
     _together(engine, lambda: filesystem.makedirs(path, exist_ok=True), path=path)
@@ -100,13 +103,9 @@ def save(
 def _new_name(filesystem: Any, root: str, *, step: int, engine: Engine) -> str:
     """A folder name that is not taken: a second save of a step never touches the first."""
     attempt = 0
-    while engine.rank == 0 and filesystem.exists(f"{root}/{_name(step, attempt)}"):
+    while engine.rank == 0 and filesystem.exists(f"{root}/{folder_name(step, attempt)}"):
         attempt += 1
-    return _name(step, int(_from_rank_0(engine, torch.tensor([attempt]))))
-
-
-def _name(step: int, attempt: int) -> str:
-    return f"step-{step:09d}" + (f"-{attempt}" if attempt else "")
+    return folder_name(step, int(_from_rank_0(engine, torch.tensor([attempt]))))
 
 
 def _save_part(filesystem: Any, path: str, *, engine: Engine) -> None:
@@ -120,7 +119,7 @@ def _save_part(filesystem: Any, path: str, *, engine: Engine) -> None:
         try:
             data = save_tensors(tensors, metadata={"steps": json.dumps(steps)})
             name = f"weights-{rank:05d}-{number:05d}.safetensors"
-            files[name] = _put(filesystem, f"{path}/{name}", data)
+            files[name] = put(filesystem, f"{path}/{name}", data)
         except OSError as error:
             failure = error
 
@@ -128,8 +127,8 @@ def _save_part(filesystem: Any, path: str, *, engine: Engine) -> None:
         if failure is not None:
             raise failure
         name = f"rng-{rank:05d}.safetensors"
-        files[name] = _put(filesystem, f"{path}/{name}", save_tensors(_rng_states(engine)))
-        _put(filesystem, f"{path}/part-{rank:05d}.json", _to_json({"files": files}))
+        files[name] = put(filesystem, f"{path}/{name}", save_tensors(_rng_states(engine)))
+        put(filesystem, f"{path}/part-{rank:05d}.json", to_json({"files": files}))
 
     _together(engine, finish, path=path)
 
@@ -165,7 +164,7 @@ def _publish(filesystem: Any, path: str, *, engine: Engine, progress: Progress) 
         for rank in range(engine.world_size):
             name = f"part-{rank:05d}.json"
             data = filesystem.cat_file(f"{path}/{name}")
-            files[name] = _facts(data)
+            files[name] = file_facts(data)
             files |= json.loads(data)["files"]
         body = {
             "schema": SCHEMA,
@@ -173,8 +172,8 @@ def _publish(filesystem: Any, path: str, *, engine: Engine, progress: Progress) 
             "progress": asdict(progress),
             "files": files,
         }
-        manifest = _to_json({"body": body, "sha256": _sha256(_to_json(body))})
-        _put(filesystem, f"{path}/{MANIFEST}", manifest)
+        manifest = to_manifest(body)
+        put(filesystem, f"{path}/{MANIFEST}", manifest)
         digest[:] = hashlib.sha256(manifest).digest()
 
     _together(engine, write, path=path)
@@ -192,7 +191,7 @@ def _rng_states(engine: Engine) -> dict[str, Tensor]:
 def _remove_old(filesystem: Any, root: str, *, keep: int) -> None:
     """Removes all but the newest `keep` complete checkpoints, and torn ones older than those."""
     kept = 0
-    for name in _names(filesystem, root):
+    for name in folder_names(filesystem, root):
         if kept >= keep:
             path = f"{root}/{name}"
             if filesystem.exists(f"{path}/{MANIFEST}"):
@@ -211,8 +210,8 @@ def latest(folder: str | Path) -> CheckpointRef | None:
     One that has no manifest was never finished, and is passed over; one that is damaged is passed
     over with a warning that names the file.
     """
-    filesystem, root = _open(folder)
-    for name in _names(filesystem, root):
+    filesystem, root = open_folder(folder)
+    for name in folder_names(filesystem, root):
         path = f"{root}/{name}"
         if not filesystem.exists(f"{path}/{MANIFEST}"):
             logger.warning(
@@ -220,9 +219,9 @@ def latest(folder: str | Path) -> CheckpointRef | None:
             )
             continue
         try:
-            data = _get_json_bytes(filesystem, f"{path}/{MANIFEST}")
-            step = _manifest(data, path=path)["progress"]["step"]
-            ref = CheckpointRef(filesystem.unstrip_protocol(path), step, _sha256(data))
+            data = get_manifest(filesystem, path)
+            step = from_manifest(data, path=path)["progress"]["step"]
+            ref = CheckpointRef(filesystem.unstrip_protocol(path), step, sha256(data))
             verify(ref)
         except CheckpointError as error:
             logger.warning("%s; trying the one before", error)
@@ -297,107 +296,16 @@ def _states_of_file(data: bytes, *, path: str) -> Iterator[ParameterState]:
 
 
 def _read_manifest(ref: CheckpointRef) -> dict[str, Any]:
-    filesystem, path = _open(ref.uri)
-    data = _get_json_bytes(filesystem, f"{path}/{MANIFEST}")
-    if _sha256(data) != ref.digest:
+    filesystem, path = open_folder(ref.uri)
+    data = get_manifest(filesystem, path)
+    if sha256(data) != ref.digest:
         raise CheckpointError(f"{path}/{MANIFEST} has changed since it was opened")
-    return _manifest(data, path=path)
-
-
-def _manifest(data: bytes, *, path: str) -> dict[str, Any]:
-    """The body of a manifest, checked: its own digest, its schema, and the names in it."""
-    try:
-        outer = json.loads(data)
-        body = outer["body"]
-        whole = outer["sha256"] == _sha256(_to_json(body)) and data == _to_json(outer)
-    except (ValueError, KeyError, TypeError):
-        whole = False
-    if not whole:
-        raise CheckpointError(f"{path}/{MANIFEST} is damaged: its digest does not fit its text")
-    if body["schema"] != SCHEMA:
-        raise CheckpointError(f"{path}/{MANIFEST} has schema {body['schema']}, this is {SCHEMA}")
-    for name in body["files"]:
-        if not FILE_NAME.fullmatch(name):
-            raise CheckpointError(f"{path}/{MANIFEST} lists {name!r}, which no checkpoint holds")
-    return body
+    return from_manifest(data, path=path)
 
 
 def _read_file(ref: CheckpointRef, name: str, *, facts: Mapping[str, Any]) -> bytes:
-    filesystem, path = _open(ref.uri)
-    try:
-        size = filesystem.size(f"{path}/{name}")
-        data = filesystem.cat_file(f"{path}/{name}") if size == facts["bytes"] else b""
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}/{name} is missing") from None
-    if size != facts["bytes"] or _facts(data) != facts:
-        raise CheckpointError(
-            f"{path}/{name} has changed: {size} bytes of SHA-256 {_sha256(data)[:12]}, "
-            f"the manifest says {facts['bytes']} bytes of {facts['sha256'][:12]}"
-        )
-    return data
-
-
-# ---- files
-
-
-def _open(folder: str | Path) -> tuple[Any, str]:  # fsspec has no types
-    filesystem, root = fsspec.core.url_to_fs(str(folder))
-    return filesystem, root.rstrip("/")
-
-
-def _names(filesystem: Any, root: str) -> list[str]:
-    """Checkpoint folders, newest first."""
-    if not filesystem.exists(root):
-        return []
-    found = [path.rstrip("/").rsplit("/", 1)[-1] for path in filesystem.ls(root, detail=False)]
-    names = {name: match for name in found if (match := FOLDER_NAME.fullmatch(name))}
-    order = {name: (int(match[1]), int(match[2] or 0)) for name, match in names.items()}
-    return sorted(order, key=lambda name: order[name], reverse=True)
-
-
-def _put(filesystem: Any, path: str, data: bytes) -> dict[str, Any]:
-    """Writes a file whole or not at all. Returns its size and digest."""
-    if "file" in filesystem.protocol:
-        _write_local(Path(path), data)
-    else:
-        filesystem.pipe_file(path, data)  # an object store shows an object when it is complete
-    return _facts(data)
-
-
-def _write_local(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # else a power cut may lose the name
-    finally:
-        os.close(folder)
-
-
-def _get_json_bytes(filesystem: Any, path: str) -> bytes:
-    try:
-        size = filesystem.size(path)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing: the checkpoint was not finished") from None
-    if size > MAX_JSON_BYTES:
-        raise CheckpointError(f"{path} is damaged: {size} bytes, at most {MAX_JSON_BYTES}")
-    return filesystem.cat_file(path)
-
-
-def _facts(data: bytes) -> dict[str, Any]:
-    return {"bytes": len(data), "sha256": _sha256(data)}
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _to_json(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+    filesystem, path = open_folder(ref.uri)
+    return get_checked(filesystem, f"{path}/{name}", facts=facts)
 
 
 # ---- ranks

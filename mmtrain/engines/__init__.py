@@ -175,8 +175,8 @@ def _check_experts(config: EngineConfig, *, world_size: int, num_experts: Sequen
         return
     if config.zero_stage not in (1, 2):
         raise EngineError(
-            f"engine.ep_size={config.ep_size} with engine.zero_stage={config.zero_stage}: experts are "
-            f"sharded under ZeRO 1 and 2 alone; set engine.zero_stage=2 or engine.ep_size=1"
+            f"engine.ep_size={config.ep_size} with engine.zero_stage={config.zero_stage}: experts "
+            f"are sharded under ZeRO 1 and 2 alone; set engine.zero_stage=2 or engine.ep_size=1"
         )
     if world_size % config.ep_size:
         raise EngineError(
@@ -220,6 +220,4 @@ def build_engine(
         EngineError: `check_combination` refuses the config.
     """
     module = importlib.import_module(f"{__name__}.{config.name}")
-    return module.build(
-        config, model=model, optimizer=optimizer, device=device or Device("cpu")
-    )
+    return module.build(config, model=model, optimizer=optimizer, device=device or Device("cpu"))

@@ -384,7 +384,8 @@ def _start_process_group(device: torch.device) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else a compiler is needed
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        store = dist.HashStore()  # type: ignore[attr-defined]  # exported, the stubs miss it
+        dist.init_process_group(backend, store=store, rank=0, world_size=1)
     deepspeed.init_distributed(
         dist_backend=dist.get_backend(), auto_mpi_discovery=False, dist_init_required=False
     )

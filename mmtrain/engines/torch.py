@@ -162,14 +162,14 @@ def clip_gradients(optimizer: torch.optim.Optimizer, *, max_norm: float) -> floa
     Returns:
         The norm before, over all gradients.
     """
-    gradients = []
+    stepped = []
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             if parameter.grad is None and group["active"]:
                 parameter.grad = torch.zeros_like(parameter)
             if parameter.grad is not None:
-                gradients.append(parameter.grad)
-    norm = torch.nn.utils.get_total_norm(gradients)
+                stepped.append(parameter)
+    norm = nn.utils.get_total_norm([parameter.grad for parameter in stepped])
     if max_norm > 0:
-        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+        nn.utils.clip_grads_with_norm_(stepped, max_norm, norm)
     return float(norm)

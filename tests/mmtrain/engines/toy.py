@@ -1,4 +1,4 @@
-"""A model with the surface of `MultiTaskModel` in a few lines, with experts over `ep_size` ranks."""
+"""A model with the surface of `MultiTaskModel` in a few lines, its experts shared by ranks."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -139,7 +139,7 @@ def train(engine: Any, *, first: int, last: int, micros: int = 1) -> list[tuple[
             loss_of_step += share.detach()
         if engine.world_size > 1:
             dist.all_reduce(loss_of_step)
-        rates = {owner: 1e-2 for owner in engine.model.owners(task)}
+        rates = dict.fromkeys(engine.model.owners(task), 0.01)
         stats = engine.step(learning_rates=rates)
         trace.append((float(loss_of_step), stats.gradient_norm))
     return trace

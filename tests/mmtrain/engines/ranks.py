@@ -1,0 +1,157 @@
+"""One rank of a small process group: runs a list of jobs and writes what it saw as JSON.
+
+    python ranks.py RANK WORLD_SIZE STORE OUT JOBS...
+
+Starting a process costs seconds, so one group runs many jobs; the tests read the results.
+"""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from toy import SGD, ToyModel, global_batch, task_of, toy_model, train
+
+from mmtrain import checkpoint, checkpoint_files
+from mmtrain.checkpoint import CheckpointError, Progress
+from mmtrain.engines import EngineConfig, EngineError, build_engine
+
+LAYOUTS = {
+    "torch": EngineConfig(name="torch"),
+    "zero0": EngineConfig(zero_stage=0),
+    "zero1": EngineConfig(zero_stage=1),
+    "zero2": EngineConfig(zero_stage=2),
+    "zero3": EngineConfig(zero_stage=3),
+    "zero1_ep2": EngineConfig(zero_stage=1, ep_size=2),
+    "zero2_ep2": EngineConfig(zero_stage=2, ep_size=2),
+    "torch_bf16": EngineConfig(name="torch", precision="bf16"),
+    "zero1_bf16": EngineConfig(zero_stage=1, precision="bf16"),
+    "zero2_bf16": EngineConfig(zero_stage=2, precision="bf16"),
+    "zero3_bf16": EngineConfig(zero_stage=3, precision="bf16"),
+    "zero1_offload": EngineConfig(zero_stage=1, offload_optimizer=True),
+    "zero2_offload": EngineConfig(zero_stage=2, offload_optimizer=True),
+    "zero3_offload": EngineConfig(zero_stage=3, offload_optimizer=True),
+}
+
+
+def engine_of(layout: str, *, seed: int = 0, **model: int) -> Any:
+    torch.manual_seed(seed)
+    made = ToyModel(**model) if model else toy_model(seed)
+    return build_engine(LAYOUTS[layout], model=made, optimizer=SGD)
+
+
+def digests(engine: Any) -> dict[str, str]:
+    """SHA-256 of each tensor that is this rank's to write; the step count beside it."""
+    return {
+        f"{state.name}/{key}": f"{state.step} {hashlib.sha256(value.numpy().tobytes()).hexdigest()}"
+        for state in engine.parameter_states()
+        for key, value in state.tensors.items()
+    }
+
+
+def weights(engine: Any) -> dict[str, list[float]]:
+    return {name: value.flatten().tolist() for name, value in engine.model_state().items()}
+
+
+def straight(layout: str, micros: str, steps: str) -> dict[str, Any]:
+    """So many steps from scratch."""
+    engine = engine_of(layout)
+    trace = train(engine, first=0, last=int(steps), micros=int(micros))
+    return {"trace": trace, "weights": weights(engine)}
+
+
+def save(layout: str, folder: str) -> dict[str, Any]:
+    """6 steps, a checkpoint, 6 more."""
+    engine = engine_of(layout)
+    train(engine, first=0, last=6)
+    ref = checkpoint.save(folder, engine=engine, progress=Progress(step=6, cursors={"red": 3}))
+    trace = train(engine, first=6, last=12)
+    return {"ref": ref.digest, "trace": trace, "digests": digests(engine)}
+
+
+def resume(layout: str, folder: str) -> dict[str, Any]:
+    """From the checkpoint of another process group: steps 6 to 12. The weights start elsewhere."""
+    engine = engine_of(layout, seed=5)
+    ref = checkpoint.latest(folder)
+    assert ref is not None
+    progress = checkpoint.restore(ref, engine=engine)
+    trace = train(engine, first=progress.step, last=12)
+    return {"trace": trace, "digests": digests(engine), "weights": weights(engine)}
+
+
+def idle(layout: str) -> dict[str, Any]:
+    """Which entries change in two steps of the blue task, after two of the red one."""
+    engine = engine_of(layout)
+    train(engine, first=0, last=2)
+    before = digests(engine)
+    train(engine, first=2, last=4)
+    after = digests(engine)
+    return {"changed": sorted(name for name in before if before[name] != after[name])}
+
+
+def poison(layout: str) -> dict[str, Any]:
+    """A step whose gradient is NaN on the last rank alone, then a good one."""
+    engine = engine_of(layout)
+    train(engine, first=0, last=2)
+    before = digests(engine)
+    inputs, _ = global_batch(2, 0)
+    task = task_of(2)
+    bad = float("nan") if engine.rank == engine.world_size - 1 else 1.0
+    engine.backward(engine.forward(task=task, inputs=inputs).logits.sum() * bad)
+    stats = engine.step(learning_rates=dict.fromkeys(engine.model.owners(task), 1e-2))
+    after = digests(engine)
+    trace = train(engine, first=2, last=4)
+    return {"norm": stats.gradient_norm, "same": before == after, "trace": trace}
+
+
+def other_model(layout: str, folder: str) -> dict[str, Any]:
+    """Loading a checkpoint into models of another shape or with another number of experts."""
+    messages = []
+    for change in ({"width": 8}, {"num_experts": 2}, {"num_experts": 6}):
+        ref = checkpoint.latest(folder)
+        assert ref is not None
+        try:
+            checkpoint.restore(ref, engine=engine_of(layout, **change))
+        except EngineError as error:
+            messages.append(str(error))
+    return {"messages": messages}
+
+
+def full_disk(layout: str, folder: str) -> dict[str, Any]:
+    """The last rank cannot write: every rank is told, and nothing is published."""
+    engine = engine_of(layout)
+    put = checkpoint_files.put
+
+    def fail(*_: Any) -> dict[str, Any]:
+        raise OSError(28, "No space left on device")
+
+    if engine.rank == engine.world_size - 1:
+        checkpoint.put = fail  # type: ignore[attr-defined]
+    try:
+        checkpoint.save(folder, engine=engine, progress=Progress(step=1))
+    except CheckpointError as error:
+        return {"error": str(error), "latest": checkpoint.latest(folder) is not None}
+    finally:
+        checkpoint.put = put  # type: ignore[attr-defined]
+    return {"error": None}
+
+
+def main() -> None:
+    rank, world_size, store, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
+    torch.set_num_threads(1)
+    if world_size > 1:
+        dist.init_process_group(
+            "gloo", init_method=f"file://{store}", rank=rank, world_size=world_size
+        )
+    results = {}
+    for job in sys.argv[5:]:
+        name, *arguments = job.split(",")
+        results[job] = globals()[name](*arguments)
+    Path(out).write_text(json.dumps(results))
+
+
+if __name__ == "__main__":
+    main()
