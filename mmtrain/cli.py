@@ -19,7 +19,7 @@ from pipelines.errors import MMTrainError, UnknownNameError
 
 FIRST_STEPS = """One model learns many tasks in many modalities.
 
-First:  [bold]mmtrain quickstart[/bold]   builds eight corpora, trains, evaluates, writes report.html
+First:  [bold]mmtrain quickstart[/bold]   builds eight corpora, trains on them, evaluates, reports
 
 Then:   [bold]mmtrain list recipes[/bold]   what can be trained; [bold]list tasks[/bold], ...
         [bold]mmtrain build RECIPE[/bold]   raw corpora to shards
@@ -116,11 +116,14 @@ def train(
     task: TaskNames = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     address: Address = None,
-    tracking: Annotated[str | None, typer.Option(help="MLflow URI; default: a file in --out.")] = None,
+    tracking: Annotated[
+        str | None, typer.Option(help="MLflow URI; default: a file in --out.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Train a recipe; the run folder gets checkpoints, recipe.json and the trained bundle."""
     from mmtrain.recipe import load_recipe
+    from mmtrain.tracking import TrackingConfig
     from mmtrain.train import train as train_recipe
 
     chosen = load_recipe(recipe, settings or ()).only(task)
@@ -130,7 +133,7 @@ def train(
         data_dir=data,
         resume=resume,
         address=address,
-        tracking_uri=tracking,
+        tracking=TrackingConfig(uri=tracking),
         console=errors if as_json else console,
     )
     _print_run(run, as_json=as_json)
@@ -153,7 +156,7 @@ def evaluate(
         model, data_dir=data, split=split, tasks=tuple(task or ()), limit=limit
     )
     if as_json:
-        print(json.dumps(results, indent=1))
+        print(results.model_dump_json(indent=1))
     else:
         console.print(results_table(results))
 
@@ -183,7 +186,7 @@ def _print_built(manifests: dict[tuple[str, str], Any], *, as_json: bool) -> Non
             json.dumps(
                 [
                     {"task": task, "split": split, "examples": manifest.num_examples,
-                     "quarantined": manifest.num_quarantined, "digest": manifest.digest}
+                     "quarantined": sum(manifest.quarantined.values()), "digest": manifest.digest}
                     for (task, split), manifest in manifests.items()
                 ],
                 indent=1,
@@ -193,7 +196,7 @@ def _print_built(manifests: dict[tuple[str, str], Any], *, as_json: bool) -> Non
     table = Table("task", "split", "examples", "quarantined", "digest", box=None, padding=(0, 2))
     for (task, split), manifest in manifests.items():
         table.add_row(
-            task, split, f"{manifest.num_examples:,}", str(manifest.num_quarantined),
+            task, split, f"{manifest.num_examples:,}", str(sum(manifest.quarantined.values())),
             manifest.digest[:12],
         )  # fmt: skip
     console.print(table)
@@ -228,6 +231,6 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    errors.print(f"[bold red]error:[/bold red] ", end="")
+    errors.print("[bold red]error:[/bold red] ", end="")
     errors.print(message, markup=False, highlight=False, soft_wrap=True)
     sys.exit(2)

@@ -9,7 +9,9 @@ from pipelines.errors import MMTrainError
 class NonFiniteLossError(MMTrainError):
     """Loss or gradient stopped being a number; the weights are those of the step before."""
 
-    def __init__(self, task: str, step: int, example_ids: Sequence[int], gradient_norm: float) -> None:
+    def __init__(
+        self, task: str, step: int, example_ids: Sequence[int], gradient_norm: float
+    ) -> None:
         super().__init__(task, step, tuple(example_ids), gradient_norm)
         self.task, self.step, self.example_ids = task, step, tuple(example_ids)
         self.gradient_norm = gradient_norm

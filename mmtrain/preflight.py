@@ -1,4 +1,4 @@
-"""What is checked before any process starts: pure functions of facts, each refusal with its remedy."""
+"""What is checked before any process starts: pure functions of facts; a refusal has its remedy."""
 
 import shutil
 from collections.abc import Mapping
@@ -30,8 +30,8 @@ def check_resources(
     if needed > has:
         raise PreflightError(
             f"{num_workers} workers with {data_cpus:g} CPUs of data each need {needed:g} logical "
-            f"CPUs, the cluster has {has:g}; use --set num_workers=N, --set data_cpus=X or add "
-            "machines"
+            f"CPUs, the cluster has {has:g}; use --set num_workers=N, --set stream.num_cpus=X, "
+            "or add machines"
         )
     if use_gpu and num_workers > available.get("GPU", 0):
         raise PreflightError(
@@ -57,5 +57,6 @@ def check_disk(folder: Path, *, needed_bytes: int) -> None:
 
 def checkpoint_bytes(num_parameters: int, *, keep: int) -> int:
     """Disk that a run needs: weights and two moments in fp32 for each kept checkpoint and one
-    being written, and the bundle's weights."""  # fmt: skip
+    being written, and the bundle's weights.
+    """  # fmt: skip
     return num_parameters * 4 * (3 * (keep + 1) + 1)

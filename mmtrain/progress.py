@@ -5,12 +5,14 @@ The train loop hands on `RunProgress` values; drawing knows nothing of training.
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -129,3 +131,28 @@ class ProgressDisplay:
             return
         self._last_line = (time.monotonic(), progress.step)
         self._console.print(progress_line(progress), highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def build_display(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each task that is built; yields what is told (task, pieces done, pieces in all).
+
+    Where there is no terminal, a line when a task is done.
+    """
+    if not console.is_terminal:
+        yield (
+            lambda task, done, total: (
+                console.print(f"built {task}: {total} pieces") if done == total else None
+            )
+        )
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        rows: dict[str, TaskID] = {}
+
+        def told(task: str, done: int, total: int) -> None:
+            if task not in rows:
+                rows[task] = bars.add_task(task, total=total)
+            bars.update(rows[task], completed=done)
+
+        yield told

@@ -23,7 +23,9 @@ class Ranks:
     @classmethod
     def current(cls, *, use_gpu: bool) -> "Ranks":
         """As torch.distributed says; a lone process is rank 0 of 1."""
-        device = torch.device("cuda", torch.cuda.current_device()) if use_gpu else torch.device("cpu")
+        device = (
+            torch.device("cuda", torch.cuda.current_device()) if use_gpu else torch.device("cpu")
+        )
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size(), device)
         return cls(0, 1, device)
@@ -64,19 +66,23 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
-def check_same_batch(batch: Batch, ranks: Ranks) -> None:
-    """Debug: raises on every rank if one is at another step or task, before a collective can hang."""
-    mine = keyed_seed(batch.step, batch.micro, *batch.task.encode()) >> 8
-    seen = torch.tensor([mine, -mine], dtype=torch.int64, device=ranks.device)
+def check_same_batches(batches: Sequence[Batch], ranks: Ranks) -> None:
+    """Debug: raises on every rank if one is at another step or task, before a collective hangs."""
+    said = [(batch.step, batch.micro, batch.task) for batch in batches]
+    digest = int.from_bytes(hashlib.sha256(repr(said).encode()).digest()[:7], "big")
+    extremes = torch.tensor([digest, -digest], dtype=torch.int64, device=ranks.device)
     if ranks.world_size > 1:
-        dist.all_reduce(seen, op=dist.ReduceOp.MAX)
-    assert seen[0] == -seen[1], f"rank {ranks.rank}: step {batch.step}, task {batch.task} is not what other ranks train"
+        dist.all_reduce(extremes, op=dist.ReduceOp.MAX)
+    assert extremes[0] == -extremes[1], (
+        f"rank {ranks.rank} trains {said}, other ranks something else"
+    )
 
 
-def gather_ids(example_ids: Sequence[int], ranks: Ranks) -> list[int]:
-    """Example ids of a batch over all ranks, in rank order."""
+def gather_ids(batches: Sequence[Batch], ranks: Ranks) -> list[int]:
+    """Example ids of a step over all ranks, in rank order."""
+    mine = [int(number) for batch in batches for number in batch.example_ids]
     if ranks.world_size == 1:
-        return list(example_ids)
+        return mine
     parts: list[list[int]] = [[] for _ in range(ranks.world_size)]
-    dist.all_gather_object(parts, list(example_ids))
+    dist.all_gather_object(parts, mine)
     return [number for part in parts for number in part]

@@ -1,97 +1,329 @@
-"""Training: the driver starts workers on Ray; every worker runs THE MAIN LOOP, `train_worker`.
+"""Training: the driver checks and starts workers on Ray; every worker runs THE MAIN LOOP.
 
-The order of examples, dropout and gate noise are functions of (seed, step, rank), never of what
-ran before; so a resumed run needs the parameters, the step and one integer a task.
+Which examples a step sees, its dropout and its gate noise are functions of (seed, step, rank),
+never of what ran before; so a resumed run needs the parameters, the step and one integer a task.
 """
 
-import json
 import logging
+import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
-import ray.train.torch
 import torch
+from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
+from torch import Tensor
 
-from mmtrain import checkpoint, losses, tracking
+from mmtrain import checkpoint, losses
 from mmtrain.checkpoint import Progress
-from mmtrain.engines import build_engine
-from mmtrain.export import save_bundle
+from mmtrain.engines import Engine, build_engine
 from mmtrain.models.model import build_model
-from mmtrain.optim import learning_rate
+from mmtrain.optim import owner_rates
 from mmtrain.policies import NonFiniteLossError, is_due, is_healthy
-from mmtrain.preflight import check_disk, check_resources, checkpoint_bytes
-from mmtrain.progress import ProgressDisplay, RunProgress
-from mmtrain.recipe import Recipe, RecipeError
-from mmtrain.series import Series, run_progress, sum_over_ranks
-from mmtrain.setup import Ranks, open_corpora, seed_step, task_specs, to_tensors
+from mmtrain.preflight import check_resources
+from mmtrain.progress import ProgressDisplay, RunProgress, build_display
+from mmtrain.ranks import (
+    Ranks,
+    check_same_batches,
+    gather_ids,
+    seed_step,
+    sum_over_ranks,
+    to_tensors,
+)
+from mmtrain.recipe import Recipe
+from mmtrain.runlog import RunLog
+from mmtrain.runs import (
+    BUNDLE,
+    CHECKPOINTS,
+    FAILURE,
+    Job,
+    RunFailedError,
+    TrainedRun,
+    build_plan,
+    export_run,
+    open_corpora,
+    prepare_run,
+    raise_failure,
+    start_tracking,
+    task_specs,
+    validation_plan,
+    write_failure,
+)
+from mmtrain.series import Series
+from mmtrain.tracking import TrackingConfig
 from mmtrain.validation import validate
-from pipelines.build import build as build_shards
+from pipelines.batch import Batch
+from pipelines.build import build
 from pipelines.errors import MMTrainError
-from pipelines.plan import Plan
-from pipelines.stream import stream
+from pipelines.shards import Manifest
+from pipelines.stream import read_batches, stream
 
 logger = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """What the driver hands to every worker; all workers see `out` and `data_dir`."""
-
-    recipe: str  # JSON
-    out: str
-    data_dir: str
-    tracking_uri: str
-    run_id: str
+Post = Callable[[RunProgress], object]
 
 
-def train_worker(job: Job, post: Any = None) -> None:
+def train_worker(job: Job, post: Post) -> None:
     """THE MAIN LOOP: build, restore, then step by step; policies decide, this text acts.
 
     Args:
         job: what to train and where.
-        post: called with `RunProgress` at each point, on rank 0.
+        post: takes what the display shows, on rank 0.
     """
     # ---- build
-    recipe, ranks = Recipe.model_validate_json(job.recipe), Ranks.current()
-    corpora = open_corpora(recipe, Path(job.data_dir))
-    model = build_model(recipe.model, task_specs(recipe, corpora.vocabulary), seed=recipe.seed)
-    engine = build_engine(recipe.engine, model=model, optimizer=recipe.optimizer, device=ranks.device)
-    plan = Plan(
-        corpora.train,
-        recipe.schedule,
-        num_steps=recipe.num_steps,
-        seed=recipe.seed,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        shuffle_window=recipe.stream.shuffle_window,
-        accumulation=recipe.engine.accumulation,
-    )
-    series = Series(tuple(recipe.tasks), device=ranks.device)
-    tracker = tracking.Tracker(job.tracking_uri, run_id=job.run_id, out=Path(job.out)) if ranks.rank == 0 else None
+    recipe = Recipe.model_validate_json(job.recipe)
+    ranks = Ranks.current(use_gpu=recipe.use_gpu)
+    corpora = open_corpora(recipe, job.data_dir)
+    specs = task_specs(recipe, corpora.vocabulary)
+    model = build_model(recipe.model, specs, seed=recipe.seed)
+    owners = {task: model.owners(task) for task in recipe.tasks}
+    optimizer, device = recipe.optimizer, ranks.device
+    engine = build_engine(recipe.engine, model=model, optimizer=optimizer, device=device)
 
     # ---- restore
-    saved = checkpoint.latest(Path(job.out) / "checkpoints")
-    first = checkpoint.restore(saved, engine=engine) if saved else Progress(step=0, cursors={})
+    saved = checkpoint.latest(job.out / CHECKPOINTS)
+    start = checkpoint.restore(saved, engine=engine) if saved else Progress(step=0)
+
+    # ---- data
+    plan = build_plan(recipe, corpora.train, ranks=ranks, start=start)
+    held_out = validation_plan(recipe, corpora.validation, ranks=ranks)
+    last, steps = plan.num_steps, range(start.step, plan.num_steps)
+    batches = stream(plan, start_step=start.step, num_steps=len(steps), config=recipe.stream)
+    series = Series(tuple(recipe.tasks), device=device)
+    log = RunLog(job, recipe, post=post, first_step=start.step) if ranks.rank == 0 else None
 
     # ---- train
-    batches = stream(plan, start_step=first.step, cursors=first.cursors, config=recipe.stream)
-    began = time.monotonic()
-    for step in range(first.step, recipe.num_steps):
+    for step in steps:
         seed_step(recipe.seed, step, ranks.rank)
         micros = [next(batches) for _ in range(plan.micro_batches(step))]
-        counts = sum_over_ranks(losses.target_counts(micros, device=ranks.device))
-        for micro, count in zip(micros, counts, strict=True):
-            task = recipe.tasks[micro.task]
-            tensors = to_tensors(micro, ranks.device)
-            outputs = engine.forward(task=micro.task, **tensors)
-            loss = losses.cross_entropy(outputs.logits, tensors["targets"], smoothing=task.label_smoothing)
-            share = task.loss_weight * loss.total / count
-            engine.backward(share + outputs.auxiliary_loss / (len(micros) * ranks.world_size))
+        if recipe.check_ranks:
+            check_same_batches(micros, ranks)
+        num_targets = count_targets(micros, recipe, ranks)
+        for micro in micros:
+            share = micro_loss(engine, micro, recipe, ranks, num_targets[micro.task], series)
+            engine.backward(share)
+
+        part = {micro.task: owners[micro.task] for micro in micros}
+        rates = owner_rates(optimizer, step=step, num_steps=last, owners=part)
+        stats = engine.step(learning_rates=rates)
+        if not is_healthy(stats.gradient_norm):
+            ids = gather_ids(micros, ranks)
+            raise NonFiniteLossError(", ".join(part), step, ids, stats.gradient_norm)
+
+        done = step + 1
+        if is_due(done, every=recipe.log_every, last=last):
+            point = series.point()
+            if log:
+                log.point(done, point, stats=stats, counts=plan.cursors(done))
+        if is_due(done, every=recipe.validate_every, last=last):
+            measured = validate(engine, read_batches(held_out), device=device)
+            if log:
+                log.validation(done, measured)
+        if is_due(done, every=recipe.save_every, last=last):
+            progress = Progress(done, plan.cursors(done), job.recipe, job.run_id or "")
+            folder, keep = job.out / CHECKPOINTS, recipe.keep_checkpoints
+            checkpoint.save(folder, engine=engine, progress=progress, keep=keep)
+
+    # ---- export
+    weights = engine.model_state()
+    if log:
+        export_run(job, recipe, corpora, specs=specs, weights=weights, spent=log.close())
+
+
+def count_targets(micros: Sequence[Batch], recipe: Recipe, ranks: Ranks) -> dict[str, Tensor]:
+    """Targets of a step by task, over all ranks and micro-batches: one collective a step."""
+    counts = dict.fromkeys((micro.task for micro in micros), 0)
+    for micro in micros:
+        is_sequence = recipe.tasks[micro.task].command is not None
+        counts[micro.task] += int(micro.target_lengths.sum()) if is_sequence else len(micro.targets)
+    summed = sum_over_ranks(torch.tensor(list(counts.values()), device=ranks.device))
+    return dict(zip(counts, summed.clamp(min=1), strict=True))
+
+
+def micro_loss(
+    engine: Engine, micro: Batch, recipe: Recipe, ranks: Ranks, num_targets: Tensor, series: Series
+) -> Tensor:
+    """This rank's share of a step's loss from one micro-batch; shares sum to the step's loss.
+
+    L = sum over tasks of  weight * sum CE / targets + mean over ranks and micro-batches of L_moe
+    """
+    task, tensors = recipe.tasks[micro.task], to_tensors(micro, ranks.device)
+    outputs = engine.forward(task=micro.task, **tensors)
+    loss = losses.cross_entropy(
+        outputs.logits, tensors["targets"], label_smoothing=task.label_smoothing
+    )
+    series.add(micro.task, loss=loss, outputs=outputs, examples=len(micro.example_ids))
+    auxiliary = outputs.auxiliary_loss / (recipe.engine.accumulation * ranks.world_size)
+    return task.loss_weight * loss.total / num_targets + auxiliary
+
+
+# ---- the driver
+
+
+def train(
+    recipe: Recipe,
+    *,
+    out: Path,
+    data_dir: Path,
+    resume: bool = False,
+    address: str | None = None,
+    tracking: TrackingConfig | None = None,
+    console: Console | None = None,
+) -> TrainedRun:
+    """Trains a recipe to its end; the run's folder holds all that it leaves.
+
+    Args:
+        recipe: what to train.
+        out: the run's folder, on a file system that all workers see.
+        data_dir: folder of the built corpora, likewise.
+        resume: go on with the run in `out`.
+        address: Ray cluster; None: one on this machine, which ends with the run.
+        tracking: where MLflow is; None: a SQLite file in `out`.
+        console: where progress is shown.
+
+    Raises:
+        MMTrainError: of the kind that says what the user can mend.
+    """
+    out, data_dir = out.absolute(), data_dir.absolute()
+    prepare_run(recipe, out=out, data_dir=data_dir, resume=resume)
+    began = time.monotonic()
+    with ray_cluster(recipe, address=address):
+        run_id = start_tracking(recipe, tracking or TrackingConfig(), out=out, data_dir=data_dir)
+        job = Job(
+            recipe=recipe.model_dump_json(),
+            out=out,
+            data_dir=data_dir,
+            tracking=tracking or TrackingConfig(),
+            run_id=run_id,
+        )
+        run_workers(job, recipe, console=console or Console())
+    return TrainedRun(
+        name=recipe.name,
+        out=out,
+        bundle=out / BUNDLE,
+        run_id=run_id,
+        step=recipe.num_steps,
+        seconds=time.monotonic() - began,
+    )
+
+
+def build_corpora(
+    recipe: Recipe, *, data_dir: Path, address: str | None = None, console: Console | None = None
+) -> dict[tuple[str, str], Manifest]:
+    """Makes and builds what is missing or changed of a recipe's corpora, and shows how far it is.
+
+    Raises:
+        BuildError: a source is missing, too many records are bad, or the disk is full.
+    """
+    tasks = tuple(recipe.tasks.values())
+    with ray_cluster(recipe, address=address), build_display(console or Console()) as told:
+        return build(tasks, data_dir=data_dir, config=recipe.build, progress=told)
+
+
+@contextmanager
+def ray_cluster(recipe: Recipe, *, address: str | None = None) -> Iterator[None]:
+    """A Ray cluster with room for the run: the one at `address`, one already joined, or a new one.
+
+    A new one has as many logical CPUs as the run needs, whatever the machine has: the workers'
+    data tasks mostly wait, and fewer logical CPUs than workers and data need would hang.
+
+    Raises:
+        PreflightError: the cluster is too small.
+    """
+    joined = ray.is_initialized()
+    if not joined:
+        needed = math.ceil(recipe.num_workers * (1 + recipe.stream.num_cpus)) + 1
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")  # slow machines
+        ray.init(
+            address=address or "local",
+            num_cpus=None if address else max(needed, os.cpu_count() or 1),
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    try:
+        check_resources(
+            ray.cluster_resources(),
+            num_workers=recipe.num_workers,
+            data_cpus=recipe.stream.num_cpus,
+            use_gpu=recipe.use_gpu,
+        )
+        yield
+    finally:
+        if not joined:
+            ray.shutdown()
+
+
+def run_workers(job: Job, recipe: Recipe, *, console: Console) -> None:
+    """Runs `train_worker` on every rank, restarting after a lost worker, and shows progress.
+
+    Raises:
+        RunFailedError: the run stopped, or workers were lost more often than the recipe allows.
+    """
+    board = ray.remote(num_cpus=0)(ProgressBoard).remote()
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"job": job, "board": board},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=recipe.num_workers, use_gpu=recipe.use_gpu
+        ),
+        torch_config=TorchConfig(timeout_s=600),
+        run_config=ray.train.RunConfig(
+            name=f"{recipe.name}-{time.time_ns()}",  # a name used before would be resumed by Ray
+            storage_path=str(job.out / "ray"),
+            failure_config=ray.train.FailureConfig(
+                max_failures=recipe.max_failures, controller_failure_limit=2
+            ),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    with ProgressDisplay(lambda: ray.get(board.read.remote()), console=console):
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise_failure(job.out)
+            raise RunFailedError(
+                f"workers failed more than {recipe.max_failures} times, the last with: "
+                f"{_cause(error)}. What was saved stands; go on with --resume"
+            ) from error
+    raise_failure(job.out)
+
+
+class ProgressBoard:
+    """Holds the newest progress between rank 0 and the driver; an actor."""
+
+    def __init__(self) -> None:
+        self._progress: RunProgress | None = None
+
+    def write(self, progress: RunProgress) -> None:
+        """Rank 0 posts."""
+        self._progress = progress
+
+    def read(self) -> RunProgress | None:
+        """The driver looks."""
+        return self._progress
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """`train_worker` under Ray Train. What a restart does not mend ends the run without one."""
+    job, board = config["job"], config["board"]
+    if (job.out / FAILURE).exists():
+        return  # another rank, or the attempt before, left word of why
+    try:
+        train_worker(job, board.write.remote)
+    except MMTrainError as error:
+        write_failure(job.out, error)
+        raise
+
+
+def _cause(error: BaseException) -> str:
+    """The last line of what went wrong on the workers."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    return str(next(iter(failures.values()))).strip().splitlines()[-1]

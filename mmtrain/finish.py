@@ -1,0 +1,140 @@
+"""What follows training: measure the bundle, write results and report, register, tell MLflow."""
+
+import concurrent.futures
+import multiprocessing
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from mmtrain import evaluate, figures, model_registry
+from mmtrain.export import code_version, load_card
+from mmtrain.model_registry import ModelVersion, RegistryError
+from mmtrain.recipe import Recipe
+from mmtrain.report import Run, write_report
+from mmtrain.results import RESULTS_FILE, Results, run_results, write_results
+from mmtrain.runlog import ROUTING, SERIES, read_routing, read_series
+from mmtrain.runs import TrainedRun
+from mmtrain.tracking import Tracker, TrackingConfig
+
+REPORT = "report.html"
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A run that was measured and reported; `version` is None where MLflow was away."""
+
+    results: Results
+    report: Path
+    version: ModelVersion | None
+    times: Mapping[str, float] = field(default_factory=dict)
+
+
+def finish_run(
+    run: TrainedRun,
+    recipe: Recipe,
+    *,
+    data_dir: Path,
+    tracking: TrackingConfig,
+    times: Mapping[str, float],
+    console: Console,
+) -> Finished:
+    """Measures, writes `results.json` and `report.html`, registers the model.
+
+    Args:
+        run: the trained run.
+        recipe: its recipe.
+        data_dir: folder of the built corpora.
+        tracking: where MLflow is.
+        times: seconds of the phases before, for the report.
+        console: where it is told.
+    """
+    began = time.monotonic()
+    console.print("evaluating on the test splits ...")
+    results = evaluate_in_parallel(run.bundle, data_dir=data_dir, tasks=tuple(recipe.tasks))
+    write_results(results, path=run.out / RESULTS_FILE)
+    times = {**times, "evaluation": time.monotonic() - began}
+    tracker = Tracker.open(tracking, out=run.out, name=recipe.name, resume=True)
+    version = _register(run, recipe, uri=tracker.uri, console=console)
+    report = run.out / REPORT
+    story = _story(run, recipe, times=times, version=version)
+    write_report(results, run=story, path=report)
+    _tell(tracker, results, story=story, report=report)
+    tracker.close(status="FINISHED")
+    return Finished(results, report, version, times)
+
+
+def evaluate_in_parallel(bundle: Path, *, data_dir: Path, tasks: tuple[str, ...]) -> Results:
+    """`evaluate_model`, tasks shared over a process for each core; the same numbers as in one."""
+    num_processes = min(os.cpu_count() or 1, len(tasks))
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(num_processes, mp_context=context) as pool:
+        calls = [
+            pool.submit(evaluate.evaluate_model, bundle, data_dir=data_dir, tasks=(task,))
+            for task in tasks
+        ]
+        rows = [call.result() for call in calls]
+    first = rows[0]
+    return run_results(
+        {name: row for result in rows for name, row in result.tasks.items()},
+        name=first.name,
+        step=first.step,
+        seconds=first.totals.seconds,
+        num_parameters=first.totals.num_parameters,
+    )
+
+
+def _register(
+    run: TrainedRun, recipe: Recipe, *, uri: str, console: Console
+) -> ModelVersion | None:
+    try:
+        return model_registry.register(
+            run.bundle, name=recipe.name, tracking_uri=uri, run_id=run.run_id
+        )
+    except RegistryError as error:  # the run is whole without it
+        console.print(f"not registered: {error}", style="yellow", markup=False)
+        return None
+
+
+def _story(
+    run: TrainedRun, recipe: Recipe, *, times: Mapping[str, float], version: ModelVersion | None
+) -> Run:
+    """What the report tells beside the results."""
+    lines = read_series(run.out / SERIES)
+    routing = read_routing(run.out / ROUTING)
+    card, _ = load_card(run.bundle)
+    facts = {"MLflow run": run.run_id or "none", "code": code_version()}
+    if version:
+        facts["registered as"] = f"{version.uri}, version {version.version}"
+    return Run(
+        curves={
+            task: [(line["step"], line["loss"][task]) for line in lines if task in line["loss"]]
+            for task in recipe.tasks
+        },
+        routing=routing.layers,
+        routing_tasks=routing.tasks,
+        recipe=recipe.model_dump_json(indent=1),
+        corpora=card.lineage.corpora,
+        times=times,
+        facts=facts,
+    )
+
+
+def _tell(tracker: Tracker, results: Results, *, story: Run, report: Path) -> None:
+    """Scores, figures and the report to MLflow."""
+    scores = {
+        f"{split.split}/{name}/{score.metric}": score.value
+        for name, task in results.tasks.items()
+        for split in task.splits
+        for score in split.scores
+    }
+    tracker.log_metrics(scores, step=results.step)
+    tracker.log_figure(figures.curves_figure(story.curves), name="figures/losses.png")
+    for layer, rows in story.routing.items():
+        figure = figures.routing_figure(rows, tasks=story.routing_tasks)
+        tracker.log_figure(figure, name=f"figures/routing_{layer.replace('.', '_')}.png")
+    tracker.log_artifact(report)
+    tracker.log_artifact(report.with_name(RESULTS_FILE))

@@ -1,0 +1,144 @@
+"""What rank 0 tells of a run: the tracker its series, the display its progress, the folder its log.
+
+`series.jsonl` in the run's folder has a line a point, so that the report needs no MLflow.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmtrain.engines import StepStats
+from mmtrain.progress import RunProgress, TaskProgress
+from mmtrain.recipe import Recipe
+from mmtrain.runs import Job, Spent
+from mmtrain.series import Point
+from mmtrain.tracking import Tracker
+from mmtrain.validation import ValidationPoint
+
+SERIES, ROUTING = "series.jsonl", "routing.json"
+
+
+class RunLog:
+    """Rank 0's log of a run; `close` ends it and says what was spent.
+
+    Args:
+        job: the run.
+        recipe: the run's recipe.
+        post: takes what the display shows.
+        first_step: step that this attempt begins at; lines of later steps are written again.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        recipe: Recipe,
+        *,
+        post: Callable[[RunProgress], object],
+        first_step: int,
+    ) -> None:
+        self._recipe, self._post, self._first_step = recipe, post, first_step
+        self._path, self._routing_path = job.out / SERIES, job.out / ROUTING
+        kept = [line for line in read_series(self._path) if line["step"] <= first_step]
+        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self._before_s = kept[-1]["elapsed_s"] if kept else 0.0
+        self._task_seconds: dict[str, float] = dict(kept[-1]["task_seconds"]) if kept else {}
+        self._task_steps: dict[str, int] = dict(kept[-1]["task_steps"]) if kept else {}
+        self._began = time.monotonic()
+        self._tracker = Tracker.open(
+            job.tracking, out=job.out, name=recipe.name, resume=True, start_s=0
+        )
+
+    def point(
+        self, step: int, point: Point, *, stats: StepStats, counts: Mapping[str, int]
+    ) -> None:
+        """A point of the training series after `step` steps; `counts` are batches by task."""
+        elapsed_s = self._before_s + time.monotonic() - self._began
+        new = {task: counts[task] - self._task_steps.get(task, 0) for task in counts}
+        for task, batches in new.items():
+            share = point.seconds * batches / max(1, sum(new.values()))
+            self._task_seconds[task] = self._task_seconds.get(task, 0.0) + share
+        self._task_steps = dict(counts)
+        self._tracker.log_metrics(self._metrics(point, stats), step=step)
+        line = {
+            "step": step,
+            "elapsed_s": elapsed_s,
+            "loss": {task: values.loss for task, values in point.tasks.items()},
+            "task_steps": self._task_steps,
+            "task_seconds": self._task_seconds,
+        }
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        routing = {"tasks": list(self._recipe.tasks), "layers": point.routing}
+        self._routing_path.write_text(json.dumps(routing), encoding="utf-8")
+        self._post(self._progress(step, point, elapsed_s=time.monotonic() - self._began))
+
+    def validation(self, step: int, measured: Mapping[str, ValidationPoint]) -> None:
+        """Validation after `step` steps."""
+        values = {}
+        for task, point in measured.items():
+            values[f"validation/{task}/log_loss"] = point.log_loss
+            values[f"validation/{task}/token_accuracy"] = point.token_accuracy
+        self._tracker.log_metrics(values, step=step)
+
+    def close(self) -> Spent:
+        """Hands the tracker back to the driver, the run going on."""
+        self._tracker.close(status=None)
+        seconds = self._before_s + time.monotonic() - self._began
+        return Spent(seconds, self._task_steps, self._task_seconds)
+
+    def _metrics(self, point: Point, stats: StepStats) -> dict[str, float]:
+        values = {"gradient_norm": stats.gradient_norm}
+        values |= {f"learning_rate/{owner}": rate for owner, rate in stats.learning_rates.items()}
+        for task, means in point.tasks.items():
+            values[f"train/{task}/loss"] = means.loss
+            values[f"train/{task}/balancing_loss"] = means.auxiliary
+            values[f"train/{task}/examples_per_s"] = means.examples / point.seconds
+        total = sum(means.examples for means in point.tasks.values())
+        return {**values, "train/examples_per_s": total / point.seconds}
+
+    def _progress(self, step: int, point: Point, *, elapsed_s: float) -> RunProgress:
+        done = max(1, step - self._first_step)
+        return RunProgress(
+            step=step,
+            num_steps=self._recipe.num_steps,
+            elapsed_s=elapsed_s,
+            remaining_s=elapsed_s / done * (self._recipe.num_steps - step),
+            tasks={
+                task: TaskProgress(
+                    steps=self._task_steps[task],
+                    loss=means.loss,
+                    examples_per_s=means.examples / point.seconds,
+                )
+                for task, means in point.tasks.items()
+            },
+        )
+
+
+def read_series(path: Path) -> list[dict[str, Any]]:
+    """Lines of a run's series; one cut short by a kill, and what follows it, is left out."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            lines.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return lines
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Rows sent to each expert, (task, expert) by layer, with the rows' tasks."""
+
+    tasks: tuple[str, ...] = ()
+    layers: Mapping[str, list[list[int]]] = field(default_factory=dict)
+
+
+def read_routing(path: Path) -> Routing:
+    """The routing counts that a run left; none where it has no experts."""
+    if not path.exists():
+        return Routing()
+    held = json.loads(path.read_text(encoding="utf-8"))
+    return Routing(tuple(held["tasks"]), held["layers"])

@@ -1,0 +1,253 @@
+"""A run's folder and what is settled before its workers start.
+
+recipe.json      the resolved recipe; a recipe itself
+checkpoints/     see checkpoint.py
+bundle/          the trained model; see export.py
+tracking/        the journal of what MLflow is told; mlruns.db beside it by default
+routing.json, losses.json, results.json, report.html
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmtrain import checkpoint
+from mmtrain.checkpoint import Progress
+from mmtrain.engines import check_combination
+from mmtrain.export import Lineage, bundle_task, code_version, save_bundle
+from mmtrain.layers.moe import MoE
+from mmtrain.models.model import TaskSpec, build_model
+from mmtrain.preflight import check_disk, checkpoint_bytes
+from mmtrain.ranks import Ranks
+from mmtrain.recipe import Recipe, RecipeError
+from mmtrain.tracking import Tracker, TrackingConfig
+from pipelines.errors import MMTrainError
+from pipelines.plan import Plan
+from pipelines.schedule import ScheduleConfig
+from pipelines.shards import Manifest, open_task, vocabulary_path
+from pipelines.vocabulary import Vocabulary
+
+RECIPE, CHECKPOINTS, BUNDLE, FAILURE = "recipe.json", "checkpoints", "bundle", "failure.json"
+
+
+class RunFailedError(MMTrainError):
+    """A run stopped for a reason that a restart does not mend."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What the driver hands to every worker; all workers see both folders."""
+
+    recipe: str  # JSON
+    out: Path
+    data_dir: Path
+    tracking: TrackingConfig
+    run_id: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedRun:
+    """A run that has ended: its folder, the bundle, steps taken and wall time."""
+
+    name: str
+    out: Path
+    bundle: Path
+    run_id: str | None
+    step: int
+    seconds: float
+
+    def to_dict(self) -> dict[str, object]:
+        """As JSON holds it."""
+        return {**asdict(self), "out": str(self.out), "bundle": str(self.bundle)}
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """Seconds of training, and steps and seconds by task, over all attempts of a run."""
+
+    seconds: float
+    task_steps: Mapping[str, int]
+    task_seconds: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Corpora:
+    """The built splits that a run reads, and the joint vocabulary they were built with."""
+
+    train: dict[str, Manifest]
+    validation: dict[str, Manifest]
+    vocabulary: Vocabulary
+
+
+def open_corpora(recipe: Recipe, data_dir: Path) -> Corpora:
+    """Opens what was built for a recipe's tasks.
+
+    Raises:
+        CorpusError: a split is not built, or is not what the task says; with the remedy.
+    """
+    splits = {
+        split: {
+            name: open_task(task, split=split, data_dir=data_dir)
+            for name, task in recipe.tasks.items()
+        }
+        for split in ("train", "validation")
+    }
+    return Corpora(**splits, vocabulary=Vocabulary.load(vocabulary_path(data_dir)))
+
+
+def task_specs(recipe: Recipe, vocabulary: Vocabulary) -> list[TaskSpec]:
+    """What the model must know of each task of a recipe."""
+    return [
+        TaskSpec(
+            name=task.name,
+            input_net=task.inputs.net,
+            output_net=task.targets.net,
+            num_classes=len(classes) if (classes := getattr(task.targets, "classes", ())) else None,
+            command_id=vocabulary.command_id(task.command) if task.command else None,
+        )
+        for task in recipe.tasks.values()
+    ]
+
+
+def build_plan(
+    recipe: Recipe, manifests: dict[str, Manifest], *, ranks: Ranks, start: Progress
+) -> Plan:
+    """The plan of a rank; the sequence of examples over all ranks is the same for any number."""
+    return Plan(
+        manifests,
+        recipe.schedule,
+        num_steps=recipe.num_steps,
+        seed=recipe.seed,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        shuffle_window=recipe.stream.shuffle_window,
+        accumulation=recipe.engine.accumulation,
+        start_step=start.step,
+        start_cursors=start.cursors or None,
+    )
+
+
+def validation_plan(recipe: Recipe, manifests: dict[str, Manifest], *, ranks: Ranks) -> Plan:
+    """The same few batches of every task, at every validation."""
+    return Plan(
+        manifests,
+        ScheduleConfig(name="alternating"),
+        num_steps=recipe.validation_batches * len(manifests),
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    )
+
+
+def prepare_run(recipe: Recipe, *, out: Path, data_dir: Path, resume: bool) -> None:
+    """Checks all that can be checked before a process starts, then claims the run's folder.
+
+    Raises:
+        MMTrainError: of the kind that says what is wrong; nothing was written.
+    """
+    corpora = open_corpora(recipe, data_dir)
+    ranks = Ranks(rank=0, world_size=recipe.num_workers, device=torch.device("cpu"))
+    build_plan(recipe, corpora.train, ranks=ranks, start=Progress(step=0))
+    validation_plan(recipe, corpora.validation, ranks=ranks)
+    with torch.device("meta"):
+        model = build_model(recipe.model, task_specs(recipe, corpora.vocabulary), seed=recipe.seed)
+    experts = [layer.num_experts for layer in model.modules() if isinstance(layer, MoE)]
+    check_combination(recipe.engine, world_size=recipe.num_workers, num_experts=experts)
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    check_disk(out, needed_bytes=checkpoint_bytes(num_parameters, keep=recipe.keep_checkpoints))
+    _claim(recipe, out=out, resume=resume)
+
+
+def _claim(recipe: Recipe, *, out: Path, resume: bool) -> None:
+    saved = checkpoint.latest(out / CHECKPOINTS)
+    if saved and not resume:
+        raise RecipeError(
+            f"{out} holds a run at step {saved.step}; go on with --resume, or give another --out"
+        )
+    if saved:
+        _check_same_model(recipe, checkpoint.read_progress(saved).recipe, uri=saved.uri)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / FAILURE).unlink(missing_ok=True)
+    part = out / f".{RECIPE}"
+    part.write_text(recipe.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    part.replace(out / RECIPE)
+
+
+def _check_same_model(recipe: Recipe, saved_json: str, *, uri: str) -> None:
+    saved = Recipe.model_validate_json(saved_json)
+    for field in ("model", "tasks", "seed"):
+        mine, its = getattr(recipe, field), getattr(saved, field)
+        if field == "tasks":
+            mine, its = list(mine), list(its)
+        if mine != its:
+            raise RecipeError(
+                f"{uri} is of another {field}: {its!s:.300}; the recipe says {mine!s:.300}. "
+                "Resume with the run's own recipe.json, or give another --out"
+            )
+
+
+def start_tracking(
+    recipe: Recipe, config: TrackingConfig, *, out: Path, data_dir: Path
+) -> str | None:
+    """Opens the run in MLflow, or goes on in the folder's own, and tells what it starts from."""
+    tracker = Tracker.open(config, out=out, name=recipe.name, resume=(out / "tracking").exists())
+    tracker.log_params(recipe.model_dump(mode="json"))
+    tracker.log_text(recipe.model_dump_json(indent=1), name=RECIPE)
+    tracker.log_tags({"recipe": recipe.name, "recipe_digest": recipe.digest()})
+    tracker.log_tags({"code_version": code_version()})
+    for task, manifest in open_corpora(recipe, data_dir).train.items():
+        source = str(manifest.folder)
+        tracker.log_dataset(task, digest=manifest.digest, source=source, context="train")
+    tracker.close(status=None)
+    return tracker.run_id
+
+
+def export_run(
+    job: Job,
+    recipe: Recipe,
+    corpora: Corpora,
+    *,
+    specs: Sequence[TaskSpec],
+    weights: Mapping[str, Tensor],
+    spent: Spent,
+) -> Path:
+    """Writes the trained model as the run's bundle."""
+    lineage = Lineage(
+        recipe=recipe.name,
+        recipe_digest=recipe.digest(),
+        code_version=code_version(),
+        corpora={task: manifest.digest for task, manifest in corpora.train.items()},
+        run_id=job.run_id,
+        step=recipe.num_steps,
+        seconds=spent.seconds,
+        task_steps=dict(spent.task_steps),
+        task_seconds=dict(spent.task_seconds),
+    )
+    return save_bundle(
+        job.out / BUNDLE,
+        model=recipe.model,
+        tasks={spec.name: bundle_task(recipe.tasks[spec.name], spec=spec) for spec in specs},
+        state=weights,
+        vocabulary=corpora.vocabulary,
+        lineage=lineage,
+    )
+
+
+def write_failure(out: Path, error: MMTrainError) -> None:
+    """Leaves word for the driver that a restart would not help."""
+    part = out / f".{FAILURE}"
+    part.write_text(json.dumps({"kind": type(error).__name__, "message": str(error)}))
+    part.replace(out / FAILURE)
+
+
+def raise_failure(out: Path) -> None:
+    """Raises what a worker left word of.
+
+    Raises:
+        RunFailedError: the run stopped for a reason that a restart does not mend.
+    """
+    if (out / FAILURE).exists():
+        raise RunFailedError(json.loads((out / FAILURE).read_text())["message"])
