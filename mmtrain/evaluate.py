@@ -16,7 +16,6 @@ import torch
 
 from mmtrain import losses
 from mmtrain.baselines import Answer, BigramModel, Pair, load_baseline
-from mmtrain.media import sample_input
 from mmtrain.metrics import Facts, load_metric
 from mmtrain.predictor import Prediction, Predictor
 from mmtrain.results import (
@@ -114,7 +113,14 @@ def evaluate(
         predictor.task(name)
         corpora = _open(predictor, task=name, data_dir=data_dir, split=split)
         results = tuple(
-            evaluate_split(predictor, manifest, config=config, on_batch=on_batch, train=corpora[0])
+            evaluate_split(
+                predictor,
+                manifest,
+                train=corpora[0],
+                data_dir=data_dir,
+                config=config,
+                on_batch=on_batch,
+            )
             for manifest in corpora[1:]
         )
         rows[name] = task_result(
@@ -136,6 +142,7 @@ def evaluate_split(
     manifest: Manifest,
     *,
     train: Manifest,
+    data_dir: Path,
     config: EvaluationConfig,
     on_batch: OnBatch | None = None,
 ) -> SplitResult:
@@ -145,6 +152,7 @@ def evaluate_split(
         predictor: the model.
         manifest: the split.
         train: the training split, which the baseline learns from.
+        data_dir: data folder, where recordings are looked up for the samples.
         config: how.
         on_batch: called after each batch.
     """
@@ -180,8 +188,15 @@ def evaluate_split(
         num_examples=len(examples),
         seconds=time.monotonic() - began,
         samples=tuple(
-            _sample(predictor, manifest, row, example=examples[row], answer=answers[row])
-            for row in _spread(len(examples), config.num_samples)
+            sample(
+                predictor,
+                manifest,
+                row,
+                example=examples[row],
+                answer=answers[row],
+                data_dir=data_dir,
+            )
+            for row in spread(len(examples), config.num_samples)
         ),
     )
 
@@ -293,27 +308,4 @@ def _score(name: str, facts: Facts, *, trivial: Facts) -> Score:
         higher_is_better=metric.higher_is_better,
         value=metric(facts),
         baseline=metric(trivial),
-    )
-
-
-def _spread(num_examples: int, num_samples: int) -> list[int]:
-    """Rows spread evenly over a split."""
-    num_samples = min(num_samples, num_examples)
-    return [place * num_examples // num_samples for place in range(num_samples)]
-
-
-def _sample(
-    predictor: Predictor, manifest: Manifest, row: int, *, example: Example, answer: Prediction
-) -> Sample:
-    feature = manifest.task.inputs
-    decode = modalities.load(feature.modality).decode
-    shown = decode(example.inputs, feature=feature, vocabulary=predictor.vocabulary)
-    value, kind = sample_input(shown)
-    return Sample(
-        example_id=row,
-        input=value,
-        input_kind=kind,
-        reference=predictor.decode_target(manifest.task.name, example.targets),
-        prediction=answer.text,
-        log_prob=answer.log_prob,
     )

@@ -85,20 +85,6 @@ class Journal:
         os.close(self._lock)
 
 
-def metric_history(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """(step, value) of each metric in a journal, sent or not; the first value of a step."""
-    found: dict[str, list[tuple[int, float]]] = {}
-    path = folder / "events.jsonl"
-    for line in path.read_bytes().splitlines() if path.exists() else ():
-        event = json.loads(line)
-        if event["kind"] == "metrics":
-            for name, value in event["values"].items():
-                points = found.setdefault(name, [])
-                if not points or event["step"] > points[-1][0]:
-                    points.append((event["step"], value))
-    return found
-
-
 def _lock(path: Path, *, wait_s: float) -> int:
     descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
     deadline = time.monotonic() + wait_s
