@@ -1,13 +1,38 @@
 """The model of many tasks: head(body(stem(inputs))), for every family.
 
-`MultiTaskModel` owns stems (one for each modality net), a body and heads, and the only `forward`.
+`MultiTaskModel` owns stems (one for each input net), a body and heads (one for each output net, or
+for each task where a net has a fixed set of classes), and the only `forward`. A family is a module
+of this package with a `Body` and its `Config`:
+
+    Body(config)                      .encode(Encoded) -> Encoded
+                                      .decode(shifted, Encoded) -> Encoded
+                                      .parts(reads): its children that a head depends on
+    Config                            frozen, with `model_dim`
+
+Every parameter has one owner, and a step on a task trains whole owners: `owners(task)`.
 """
 
-from collections.abc import Mapping
+import importlib
+import pkgutil
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
 
-from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+import torch
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+from torch import Tensor, nn
+
+from mmtrain import modalities
+from mmtrain.layers.encoded import Encoded
+from pipelines.errors import MMTrainError, UnknownNameError
+
+__all__ = ["Encoded", "ModelConfig", "MultiTaskModel", "Outputs", "TaskSpec", "build_model"]
+
+
+class ModelError(MMTrainError):
+    """Tasks or settings that do not make a model."""
 
 
 class TaskSpec(BaseModel):
@@ -18,17 +43,59 @@ class TaskSpec(BaseModel):
     name: str
     input_net: str = Field(description="Stem: module of mmtrain/modalities, e.g. 'spectral'.")
     output_net: str = Field(description="Head: module of mmtrain/modalities, e.g. 'text', 'label'.")
-    num_classes: int | None = Field(None, description="Classes, for an output net with a fixed set.")
-    command_id: int | None = Field(None, description="Token id that starts decoding; None: no decoder.")
+    num_classes: int | None = Field(None, description="Classes, for a net with a fixed set.")
+    command_id: int | None = Field(
+        None, description="Token that starts decoding; None: no decoder."
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """A sequence inside the model: `values_BSD` with `mask_BS` (True where real); `grid` is (Y, X) when S = Y * X row-major."""
+class ModelConfig(BaseModel):
+    """A family with its body's settings, and the settings of modality nets.
 
-    values_BSD: Tensor
-    mask_BS: Tensor
-    grid: tuple[int, int] | None = None
+    From JSON, the family's module says how `body` is read, and each net's module its entry.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    family: str = Field("multimodel", description="Module of mmtrain/models with Body and Config.")
+    body: SerializeAsAny[BaseModel] = Field(description="The family's Config.")
+    nets: dict[str, SerializeAsAny[BaseModel]] = Field(
+        {}, description="Config of each modality net; one not named has its defaults."
+    )
+    vocab_size: int = Field(ge=2, description="Tokens of the joint vocabulary, commands included.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_by_modules(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        family = load_family(data.get("family", "multimodel"))
+        nets = {
+            name: _read(config, modalities.load(name).Config)
+            for name, config in data.get("nets", {}).items()
+        }
+        return {**data, "body": _read(data.get("body", {}), family.Config), "nets": nets}
+
+
+def _read(value: Any, config_class: type[BaseModel]) -> Any:
+    return config_class.model_validate(value) if isinstance(value, Mapping) else value
+
+
+def families() -> tuple[str, ...]:
+    """Names of all model families."""
+    found = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
+    return tuple(sorted(name for name in found if name != "model"))
+
+
+def load_family(name: str) -> ModuleType:
+    """The module of a family.
+
+    Raises:
+        UnknownNameError: there is no such family.
+    """
+    if name not in families():
+        raise UnknownNameError("model family", name, families())
+    return importlib.import_module(f"mmtrain.models.{name}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +104,150 @@ class Outputs:
 
     Args:
         logits: (B, T, V) for sequences, (B, V) for classes.
-        auxiliary_loss: the experts' balancing losses, already weighted: a mean-like scalar of this micro-batch.
+        auxiliary_loss: the experts' balancing losses, already weighted: a mean-like scalar of this
+            rank's micro-batch.
         routing: rows sent to each expert, (E,) int64 by layer name; detached.
     """
 
     logits: Tensor
     auxiliary_loss: Tensor
     routing: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class MultiTaskModel(nn.Module):
+    """One model of all tasks. Built by `build_model`."""
+
+    def __init__(self, config: ModelConfig, tasks: Iterable[TaskSpec]) -> None:
+        super().__init__()
+        self.config = config
+        self.tasks = {task.name: task for task in tasks}
+        self.stems, self.heads = nn.ModuleDict(), nn.ModuleDict()
+        for task in self.tasks.values():
+            if task.input_net not in self.stems:
+                self.stems[task.input_net] = self._build_stem(task)
+            if head_name(task) not in self.heads:
+                self.heads[head_name(task)] = self._build_head(task)
+        self.body: Any = load_family(config.family).Body(config.body)
+
+    def _build_stem(self, task: TaskSpec) -> nn.Module:
+        build = modalities.load(task.input_net).Input
+        if build is None:
+            raise ModelError(f"task {task.name}: net {task.input_net!r} takes no inputs")
+        return build(self._net_config(task.input_net), **self._sizes())
+
+    def _build_head(self, task: TaskSpec) -> nn.Module:
+        build = modalities.load(task.output_net).Output
+        if build is None:
+            raise ModelError(f"task {task.name}: net {task.output_net!r} makes no outputs")
+        head = build(
+            self._net_config(task.output_net),
+            **self._sizes(),
+            num_classes=task.num_classes,
+            dims=modalities.load(task.input_net).Input.dims,
+        )
+        if head.reads == "decoded" and task.num_classes is None and task.command_id is None:
+            raise ModelError(f"task {task.name}: a sequence is decoded from a command; name one")
+        return head
+
+    def _net_config(self, net: str) -> BaseModel:
+        return self.config.nets.get(net) or modalities.load(net).Config()
+
+    def _sizes(self) -> dict[str, int]:
+        model_dim = cast(Any, self.config.body).model_dim
+        return {"model_dim": model_dim, "vocab_size": self.config.vocab_size}
+
+    def forward(
+        self,
+        *,
+        task: str,
+        inputs: Tensor,
+        input_lengths: Tensor,
+        targets: Tensor | None,
+        target_lengths: Tensor | None = None,
+    ) -> Outputs:
+        """One micro-batch of one task.
+
+        Args:
+            task: name of the task.
+            inputs: (B, S, ...) as the task's input net takes them.
+            input_lengths: (B,) real positions of axis 1.
+            targets: (B, T) token ids padded with 0 and ended by 1; for classes not read.
+            target_lengths: (B,); None: every id that is not 0 is real.
+        """
+        spec = self.task(task)
+        head: Any = self.heads[head_name(spec)]
+        encoded = self.encode(task, inputs=inputs, input_lengths=input_lengths)
+        balance = encoded.balance
+        if head.reads == "decoded":
+            targets = inputs.new_zeros((inputs.shape[0], 1)).long() if targets is None else targets
+            shifted = head.start(targets, command_id=spec.command_id, lengths_B=target_lengths)
+            encoded = self.body.decode(shifted, encoded)
+            balance += encoded.balance
+        logits = head(encoded)
+        losses = [layer.loss for layer in balance]
+        return Outputs(
+            logits=logits,
+            auxiliary_loss=torch.stack(losses).sum() if losses else logits.new_zeros(()),
+            routing={layer.layer: layer.counts_E for layer in balance},
+        )
+
+    def encode(self, task: str, *, inputs: Tensor, input_lengths: Tensor) -> Encoded:
+        """The input of a task as the body's encoder leaves it."""
+        stem = self.stems[self.task(task).input_net]
+        return self.body.encode(stem(inputs, input_lengths))
+
+    def head(self, task: str) -> Any:
+        """The head of a task."""
+        return self.heads[head_name(self.task(task))]
+
+    def task(self, name: str) -> TaskSpec:
+        """What the model knows of a task.
+
+        Raises:
+            UnknownNameError: the model has no such task.
+        """
+        if name not in self.tasks:
+            raise UnknownNameError("task of the model", name, tuple(self.tasks))
+        return self.tasks[name]
+
+    def parameter_owner(self, name: str) -> str:
+        """Who owns the parameter of that name; all parameters of an owner train in the same steps.
+
+        "body/<part>", "experts/<part>", "modality/<net>" for a stem, "modality/<net>_output" for a
+        head that tasks share, "task/<task>" for a head of one task.
+        """
+        kind, child = name.split(".")[:2]
+        if kind == "stems":
+            return f"modality/{child}"
+        if kind == "heads":
+            return f"task/{child}" if child in self.tasks else f"modality/{child}_output"
+        is_expert = getattr(self.get_parameter(name), "is_expert", False)
+        return f"experts/{child}" if is_expert else f"body/{child}"
+
+    def owners(self, task: str) -> frozenset[str]:
+        """Owners whose parameters a step on that task trains, all of them and no others."""
+        spec = self.task(task)
+        used = {f"stems.{spec.input_net}", f"heads.{head_name(spec)}"}
+        used |= {f"body.{part}" for part in self.body.parts(self.head(task).reads)}
+        return frozenset(
+            self.parameter_owner(name)
+            for name, _ in self.named_parameters()
+            if ".".join(name.split(".")[:2]) in used
+        )
+
+
+def head_name(task: TaskSpec) -> str:
+    """Key of a task's head: its own where classes are fixed, else the one its net shares."""
+    return task.output_net if task.num_classes is None else task.name
+
+
+def build_model(config: ModelConfig, tasks: Iterable[TaskSpec], seed: int) -> MultiTaskModel:
+    """The model with weights drawn from `seed`; torch's own generator is left as it was.
+
+    Raises:
+        ModelError: a task's nets cannot do what it asks.
+        UnknownNameError: no such family or net.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return MultiTaskModel(config, tasks)

@@ -1,0 +1,133 @@
+"""The attention block: the target is mixed by convolutions, looks at itself, then at a source."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmtrain.layers.conv import ConvStep, Padding, Place
+from mmtrain.layers.memory import Memory
+
+OutputMap = Literal["linear", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSource:
+    """What a block attends to.
+
+    Args:
+        values_BMD: the positions attended to.
+        bias: added to the scores, broadcast to (B, H, L, M): very negative where not to look.
+        growth: "fixed": all there before the first target position, as the encoded input is;
+            "with_target": one position of it comes with each of the target's.
+    """
+
+    values_BMD: Tensor
+    bias: Tensor
+    growth: Literal["fixed", "with_target"]
+
+
+def padding_bias(mask_BM: Tensor, *, dtype: torch.dtype) -> Tensor:
+    """(B, 1, 1, M): 0 where a position is real, the dtype's lowest number where it is padding.
+
+    Finite, so that a row with nothing real attends evenly and gives no NaN.
+    """
+    bias_BM = torch.zeros(mask_BM.shape, dtype=dtype, device=mask_BM.device)
+    return bias_BM.masked_fill_(~mask_BM, torch.finfo(dtype).min)[:, None, None, :]
+
+
+def causal_bias(length: int, *, past: int, like: Tensor) -> Tensor:
+    """(length, past + length): 0 up to the position itself, the lowest number after it."""
+    lowest = torch.finfo(like.dtype).min
+    bias_LM = torch.full((length, past + length), lowest, dtype=like.dtype, device=like.device)
+    return bias_LM.triu_(past + 1)
+
+
+def dot_product(
+    query_BLD: Tensor,
+    *,
+    key_BMD: Tensor,
+    value_BMD: Tensor,
+    bias: Tensor,
+    num_heads: int,
+    drop_prob: float = 0.0,
+) -> Tensor:
+    """softmax(Q_h K_h^T / sqrt(K) + bias) V_h for each head, heads joined.
+
+    Vaswani et al., arXiv:1706.03762, Eq. 1; the channels are cut into heads, nothing is projected.
+    """
+
+    def heads(values: Tensor) -> Tensor:
+        return values.unflatten(-1, (num_heads, -1)).transpose(1, 2)
+
+    attended_BHLK = F.scaled_dot_product_attention(
+        heads(query_BLD), heads(key_BMD), heads(value_BMD), attn_mask=bias, dropout_p=drop_prob
+    )
+    return attended_BHLK.transpose(1, 2).flatten(-2)
+
+
+class AttentionBlock(nn.Module):
+    """The target attends to itself, then to a source; (B, L, D) like the target.
+
+        z = ConvStep_5,d=4(ConvStep_5(target + timing));   q = DotProd(z, z, z)
+        Attention = DotProd(q, source W_K, source W_V) W_O     MultiModel, arXiv:1706.05137, Sec. 2.2
+
+    W_O is left out with `output_map="none"`, as in the paper's figure.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        padding: Padding,
+        drop_prob: float = 0.0,
+        output_map: OutputMap = "linear",
+    ) -> None:
+        super().__init__()
+        self.step1 = ConvStep(dim, dim, kernel=5, padding=padding)
+        self.step2 = ConvStep(dim, dim, kernel=5, padding=padding, dilation=4)
+        self.key = nn.Linear(dim, dim, bias=False)
+        self.value = nn.Linear(dim, dim, bias=False)
+        self.output = nn.Linear(dim, dim, bias=False) if output_map == "linear" else nn.Identity()
+        self.num_heads, self.drop_prob = num_heads, drop_prob
+        for layer in (self.key, self.value, self.output):
+            if isinstance(layer, nn.Linear):
+                nn.init.orthogonal_(layer.weight)
+
+    def forward(self, target_BLD: Tensor, *, source: AttentionSource, place: Place) -> Tensor:
+        mixed_BLD = self.step2(self.step1(target_BLD + place.timing_BLD, place), place)
+        seen_BMD = mixed_BLD
+        if place.memory is not None:
+            seen_BMD = place.memory.append(self, "mixed", mixed_BLD)
+        query_BLD = self._attend(mixed_BLD, seen_BMD, seen_BMD, place.bias)
+        key_BMD, value_BMD = self._project(source, place.memory)
+        return self.output(self._attend(query_BLD, key_BMD, value_BMD, source.bias))
+
+    def _attend(
+        self, query_BLD: Tensor, key_BMD: Tensor, value_BMD: Tensor, bias: Tensor
+    ) -> Tensor:
+        return dot_product(
+            query_BLD,
+            key_BMD=key_BMD,
+            value_BMD=value_BMD,
+            bias=bias,
+            num_heads=self.num_heads,
+            drop_prob=self.drop_prob if self.training else 0.0,
+        )
+
+    def _project(self, source: AttentionSource, memory: Memory | None) -> tuple[Tensor, Tensor]:
+        values_BMD = source.values_BMD
+        if memory is None:
+            return self.key(values_BMD), self.value(values_BMD)
+        if source.growth == "fixed":
+            return (
+                memory.once(self, "keys", lambda: self.key(values_BMD)),
+                memory.once(self, "values", lambda: self.value(values_BMD)),
+            )
+        return (
+            memory.append(self, "keys", self.key(values_BMD)),
+            memory.append(self, "values", self.value(values_BMD)),
+        )

@@ -1,0 +1,76 @@
+"""Entry flow: raw values of a grid to positions of width D, by convolutions that halve its axes."""
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from mmtrain.layers.encoded import Encoded
+from mmtrain.layers.grid import (
+    ConvRes,
+    GridConv,
+    Pair,
+    row_mask,
+    standardise,
+    stride_lengths,
+)
+
+
+class Stage(BaseModel):
+    """One convolution or one residual block of an entry flow."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    width: int | None = Field(None, ge=1, description="Channels, at most D; null: D.")
+    kernel: Pair = Field((3, 3), description="Along rows (or time) and columns (or frequency).")
+    stride: Pair = Field((1, 1), description="Along the same axes.")
+
+
+class EntryFlow(nn.Module):
+    """Ordinary convolutions, then residual blocks; the last stage's width must be D.
+
+    Each example is standardised over what is real of it. No ReLU comes before the first
+    convolution. Which shortcuts start with a ReLU: "first" or "all_but_last" (released code: the
+    former for images, the latter for sounds).
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        *,
+        stems: tuple[Stage, ...],
+        blocks: tuple[Stage, ...],
+        model_dim: int,
+        relu_shortcuts: Literal["first", "all_but_last"],
+    ) -> None:
+        super().__init__()
+        dim = channels
+        self.stems, self.blocks = nn.ModuleList(), nn.ModuleList()
+        for stage in stems:
+            width = min(stage.width or model_dim, model_dim)
+            self.stems.append(GridConv(dim, width, kernel=stage.kernel, stride=stage.stride))
+            dim = width
+        for place, stage in enumerate(blocks):
+            width = min(stage.width or model_dim, model_dim)
+            relu = place == 0 if relu_shortcuts == "first" else place < len(blocks) - 1
+            shortcut: Literal["relu", "linear"] = "relu" if relu else "linear"
+            self.blocks.append(
+                ConvRes(dim, width, kernel=stage.kernel, stride=stage.stride, shortcut=shortcut)
+            )
+            dim = width
+        self.strides = [stage.stride[0] for stage in (*stems, *blocks)]
+
+    def forward(self, x_BYXC: Tensor, lengths_B: Tensor | None) -> Encoded:
+        """(B, Y, X, C) to positions, row by row. `lengths_B` None: every row is real."""
+        x_BYXC = standardise(x_BYXC.float(), lengths_B)
+        for layer, stride in zip((*self.stems, *self.blocks), self.strides, strict=True):
+            x_BYXC = layer(x_BYXC, lengths_B)
+            lengths_B = None if lengths_B is None else stride_lengths(lengths_B, stride)
+        rows, columns = x_BYXC.shape[1:3]
+        mask_BY = x_BYXC.new_ones(x_BYXC.shape[:2], dtype=torch.bool)
+        if lengths_B is not None:
+            mask_BY = row_mask(lengths_B, rows)
+        return Encoded(
+            x_BYXC.flatten(1, 2), mask_BY.repeat_interleave(columns, dim=1), (rows, columns)
+        )

@@ -1,0 +1,96 @@
+"""Experts: many small feed-forward nets, each over its own contiguous rows.
+
+All experts run in one autograd function that writes every product where it belongs: slicing a
+parameter of shape (E, ...) once for each expert would make autograd build E gradients of that shape.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class _ExpertRows(torch.autograd.Function):
+    """y_e = relu(x_e W_in[e]) W_out[e] over rows sorted by expert; `counts` rows each."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, rows_ND: Tensor, w_in_EDF: Tensor, w_out_EFD: Tensor, counts: Sequence[int]
+    ) -> Tensor:
+        hidden_NF = rows_ND.new_empty((rows_ND.shape[0], w_in_EDF.shape[2]))
+        out_ND = torch.empty_like(rows_ND)
+        for expert, rows in _slices(counts):
+            torch.mm(rows_ND[rows], w_in_EDF[expert], out=hidden_NF[rows]).relu_()
+            torch.mm(hidden_NF[rows], w_out_EFD[expert], out=out_ND[rows])
+        ctx.save_for_backward(rows_ND, w_in_EDF, w_out_EFD, hidden_NF)
+        ctx.counts = counts
+        return out_ND
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        rows_ND, w_in_EDF, w_out_EFD, hidden_NF = ctx.saved_tensors
+        grad_ND = grad_ND.contiguous()
+        grad_rows_ND, grad_hidden_NF = torch.empty_like(rows_ND), torch.empty_like(hidden_NF)
+        grad_in_EDF, grad_out_EFD = torch.empty_like(w_in_EDF), torch.empty_like(w_out_EFD)
+        for expert, rows in _slices(ctx.counts):
+            hidden_RF, grad_RD, grad_RF = hidden_NF[rows], grad_ND[rows], grad_hidden_NF[rows]
+            torch.mm(grad_RD, w_out_EFD[expert].t(), out=grad_RF)
+            grad_RF.mul_(hidden_RF > 0)
+            torch.mm(hidden_RF.t(), grad_RD, out=grad_out_EFD[expert])
+            torch.mm(rows_ND[rows].t(), grad_RF, out=grad_in_EDF[expert])
+            torch.mm(grad_RF, w_in_EDF[expert].t(), out=grad_rows_ND[rows])
+        for expert, count in enumerate(ctx.counts):
+            if count == 0:
+                grad_in_EDF[expert].zero_()
+                grad_out_EFD[expert].zero_()
+        return grad_rows_ND, grad_in_EDF, grad_out_EFD, None
+
+
+def _slices(counts: Sequence[int]) -> list[tuple[int, slice]]:
+    """Each expert that has rows, and which they are."""
+    found, start = [], 0
+    for expert, count in enumerate(counts):
+        if count:
+            found.append((expert, slice(start, start + count)))
+        start += count
+    return found
+
+
+class Experts(nn.Module):
+    """`num_experts` nets W_out relu(W_in x), without biases, some or all of them on this rank.
+
+    Their parameters carry `is_expert`, `num_experts` (of all ranks) and `first_expert` (the global
+    id of row 0), which is all that an engine or a checkpoint must know of them.
+    """
+
+    def __init__(self, dim: int, hidden_dim: int, *, num_experts: int) -> None:
+        super().__init__()
+        self.w_in = nn.Parameter(torch.empty(num_experts, dim, hidden_dim))
+        self.w_out = nn.Parameter(torch.empty(num_experts, hidden_dim, dim))
+        for weight in (*self.w_in.data, *self.w_out.data):
+            nn.init.orthogonal_(weight)
+        mark_expert(self.w_in, num_experts=num_experts, first_expert=0)
+        mark_expert(self.w_out, num_experts=num_experts, first_expert=0)
+
+    def forward(self, rows_ND: Tensor, counts: Sequence[int]) -> Tensor:
+        """Rows sorted by expert, `counts` of them for each expert held here."""
+        out: Any = _ExpertRows.apply(rows_ND.to(self.w_in.dtype), self.w_in, self.w_out, counts)
+        return out
+
+    def shard(self, *, rank: int, size: int) -> None:
+        """Keeps this rank's contiguous slice of the experts, the `rank`-th of `size`."""
+        for name in ("w_in", "w_out"):
+            full = getattr(self, name)
+            held = full.shape[0] // size
+            part = nn.Parameter(full.data[rank * held : (rank + 1) * held].clone())
+            mark_expert(part, num_experts=full.shape[0], first_expert=rank * held)
+            setattr(self, name, part)
+
+
+def mark_expert(parameter: nn.Parameter, *, num_experts: int, first_expert: int) -> None:
+    """Writes on a parameter that its axis 0 runs over experts, and over which."""
+    setattr(parameter, "is_expert", True)  # noqa: B010  parameters declare no such attributes
+    setattr(parameter, "num_experts", num_experts)  # noqa: B010
+    setattr(parameter, "first_expert", first_expert)  # noqa: B010

@@ -1,0 +1,37 @@
+"""Modality nets: how arrays of a kind enter the body as positions, and how positions leave it.
+
+The name is the module: `mmtrain/modalities/<net>.py` defines
+
+    Config                                      its settings, frozen, all with defaults
+    Input(config, *, model_dim, vocab_size)     stem: (inputs, lengths) -> Encoded; `dims` is 1 for
+                                                sequences, 2 for grids. None: no stem.
+    Output(config, *, model_dim, vocab_size, num_classes, dims)
+                                                head: Encoded -> logits. `reads` is "encoded" for a
+                                                head on the encoder, "decoded" for one that decodes,
+                                                which also has `start(targets, ...)`, the shifted
+                                                targets. None: no head.
+
+An output net with a fixed set of classes is built once for each task, any other once for all.
+"""
+
+import importlib
+import pkgutil
+from types import ModuleType
+
+from pipelines.errors import UnknownNameError
+
+
+def names() -> tuple[str, ...]:
+    """Names of all modality nets."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+def load(name: str) -> ModuleType:
+    """The module of a modality net.
+
+    Raises:
+        UnknownNameError: there is no such net.
+    """
+    if name not in names():
+        raise UnknownNameError("modality net", name, names())
+    return importlib.import_module(f"{__name__}.{name}")

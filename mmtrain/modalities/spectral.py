@@ -1,0 +1,56 @@
+"""The spectral net: log-mel frames to positions, frame by frame, by residual blocks.
+
+MultiModel, arXiv:1706.05137, Sec. 2.5.4. `Config.paper()` strides along time alone and keeps every
+bin, which makes 2^9 frames one row of positions; `Config()` strides both axes, for clips of seconds.
+"""
+
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from mmtrain.layers.encoded import Encoded
+from mmtrain.layers.entry import EntryFlow, Stage
+
+Output = None
+
+
+class Config(BaseModel):
+    """Settings of the spectral net. The last stage should leave the width null: it makes D."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stems: tuple[Stage, ...] = Field(
+        (Stage(width=16, stride=(2, 2)),), min_length=1, description="Ordinary convolutions."
+    )
+    blocks: tuple[Stage, ...] = Field(
+        (Stage(width=48, stride=(2, 2)), Stage(stride=(1, 2))), description="Residual blocks."
+    )
+
+    @classmethod
+    def paper(cls) -> "Config":
+        """Eight blocks of 2 to 256 channels and one to D, each halving time: frames / 2^9.
+
+        An ordinary convolution stands before them: see `GridConv` for why.
+        """
+        blocks = [Stage(width=2**place, stride=(2, 1)) for place in range(1, 9)]
+        return cls(stems=(Stage(width=2),), blocks=(*blocks, Stage(stride=(2, 1))))
+
+
+class Input(nn.Module):
+    """Log-mel frames (B, frames, bins) to positions (B, frames' * bins', D)."""
+
+    dims: ClassVar[Literal[1, 2]] = 2
+
+    def __init__(self, config: Config, *, model_dim: int, vocab_size: int) -> None:
+        super().__init__()
+        self.flow = EntryFlow(
+            1,
+            stems=config.stems,
+            blocks=config.blocks,
+            model_dim=model_dim,
+            relu_shortcuts="all_but_last",
+        )
+
+    def forward(self, frames_BYX: Tensor, lengths_B: Tensor) -> Encoded:
+        return self.flow(frames_BYX.unsqueeze(-1), lengths_B)

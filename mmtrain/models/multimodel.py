@@ -1,0 +1,311 @@
+"""The MultiModel body: an encoder, a mixer of input and output, and a causal decoder.
+
+Kaiser et al., "One Model To Learn Them All", arXiv:1706.05137. Convolutions do most of the work,
+attention reads the input, experts add width in the middle of the encoder and of the decoder.
+"""
+
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from mmtrain.layers.attention import (
+    AttentionBlock,
+    AttentionSource,
+    OutputMap,
+    causal_bias,
+    padding_bias,
+)
+from mmtrain.layers.conv import ConvBlock, ConvStep, Padding, Place, Residual
+from mmtrain.layers.encoded import Encoded
+from mmtrain.layers.memory import Memory
+from mmtrain.layers.moe import GateNoise, MoE
+from mmtrain.layers.timing import timing_signal
+from pipelines.errors import MMTrainError
+
+
+class BodyError(MMTrainError):
+    """Settings of a body that do not go together."""
+
+
+class Config(BaseModel):
+    """Settings of the MultiModel body. `paper()` has the sizes of the eight-task model."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model_dim: int = Field(96, ge=2, description="D, channels of every position.")
+    num_heads: int = Field(8, ge=1, description="Attention heads; they divide model_dim.")
+    encoder_conv_blocks: int = Field(3, ge=0, description="Blocks before the encoder's experts.")
+    encoder_attention_blocks: int = Field(3, ge=0, description="Blocks after them.")
+    mixer_blocks: int = Field(2, ge=0, description="Blocks of the mixer.")
+    decoder_blocks: int = Field(4, ge=0, description="Blocks of the decoder; experts midway.")
+    dilation: int = Field(8, ge=1, description="Of a block's last convolution, in positions.")
+    residual: Residual = Field("stack_input", description="Where a block's second skip starts.")
+    drop_prob: float = Field(0.1, ge=0, lt=1, description="Dropout of a block; paper 0.4.")
+    attention_drop_prob: float = Field(0.0, ge=0, lt=1, description="Dropout of attention.")
+    attention: Literal["all", "decoder", "none"] = Field(
+        "all", description="Where attention is: everywhere, not in the encoder, nowhere."
+    )
+    attention_output: OutputMap = Field("linear", description="Map after the heads are joined.")
+    join: Literal["time", "none"] = Field(
+        "time", description="The decoder runs over input and target in line, or target alone."
+    )
+    experts: Literal["both", "encoder", "decoder", "none"] = Field(
+        "both", description="Which parts have a layer of experts."
+    )
+    num_experts: int = Field(8, ge=1, description="Experts of each such layer.")
+    active_experts: int = Field(4, ge=1, description="Experts of a position, k; at most all.")
+    expert_dim: int = Field(96, ge=1, description="Hidden width of an expert.")
+    gate_noise: GateNoise = Field("learned", description="Noise of the gate in training.")
+    balance_weight: float = Field(0.01, ge=0, description="Of importance and load losses.")
+
+    @classmethod
+    def paper(cls) -> "Config":
+        """The paper's eight-task model: D 1024, 240 experts of which 4 are active."""
+        return cls(model_dim=1024, num_experts=240, expert_dim=1024, drop_prob=0.4)
+
+
+def _conv_block(config: Config, padding: Padding) -> ConvBlock:
+    return ConvBlock(
+        config.model_dim,
+        padding=padding,
+        dilation=config.dilation,
+        drop_prob=config.drop_prob,
+        residual=config.residual,
+    )
+
+
+def _attention(config: Config, padding: Padding) -> AttentionBlock:
+    return AttentionBlock(
+        config.model_dim,
+        num_heads=config.num_heads,
+        padding=padding,
+        drop_prob=config.attention_drop_prob,
+        output_map=config.attention_output,
+    )
+
+
+def _moe(config: Config, part: Literal["encoder", "decoder"]) -> MoE | None:
+    if config.experts not in ("both", part):
+        return None
+    return MoE(
+        config.model_dim,
+        name=part,
+        num_experts=config.num_experts,
+        k=config.active_experts,
+        hidden_dim=config.expert_dim,
+        loss_weight=config.balance_weight,
+        noise=config.gate_noise,
+    )
+
+
+class AttendingBlock(nn.Module):
+    """A conv block, then attention from its output: c = ConvBlock(u); c + Attention(c, source)."""
+
+    def __init__(self, config: Config, *, padding: Padding, attends: bool) -> None:
+        super().__init__()
+        self.conv = _conv_block(config, padding)
+        self.attention = _attention(config, padding) if attends else None
+
+    def forward(self, u_BLD: Tensor, *, source: AttentionSource | None, place: Place) -> Tensor:
+        """`source` None: the block's own input, of which a target sees no later position."""
+        c_BLD = self.conv(u_BLD, place)
+        if self.attention is None:
+            return c_BLD
+        source = source or AttentionSource(u_BLD, place.bias, "with_target")
+        return c_BLD + self.attention(c_BLD, source=source, place=place)
+
+
+class Encoder(nn.Module):
+    """Conv blocks, experts, attending blocks; padding is zero at the end. Sec. 2.3 of the paper."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        attends = config.attention == "all"
+        self.conv_blocks = nn.ModuleList(
+            _conv_block(config, "same") for _ in range(config.encoder_conv_blocks)
+        )
+        self.moe = _moe(config, "encoder")
+        self.attending_blocks = nn.ModuleList(
+            AttendingBlock(config, padding="same", attends=attends)
+            for _ in range(config.encoder_attention_blocks)
+        )
+
+    def forward(self, inputs: Encoded) -> Encoded:
+        h_BSD = inputs.values_BSD
+        mask_BS1 = inputs.mask_BS.unsqueeze(-1).to(h_BSD.dtype)
+        timing_SD = timing_signal(h_BSD.shape[1], depth=h_BSD.shape[2], like=h_BSD)
+        bias = padding_bias(inputs.mask_BS, dtype=h_BSD.dtype)
+        place = Place(mask_BS1, timing_SD, bias)
+        h_BSD = h_BSD + timing_SD
+        for block in self.conv_blocks:
+            h_BSD = block(h_BSD, place)
+        balance = ()
+        if self.moe is not None:
+            routed = self.moe(h_BSD, mask_BS1)
+            h_BSD, balance = routed.values_BLD, (routed.balance,)
+        for block in self.attending_blocks:
+            h_BSD = block(h_BSD, source=None, place=place)
+        return Encoded(h_BSD * mask_BS1, inputs.mask_BS, inputs.grid, inputs.balance + balance)
+
+
+class Mixer(nn.Module):
+    """Shifted targets look at the encoded input, then are mixed. Sec. 2.3 of the paper."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        attends, dim = config.attention != "none", config.model_dim
+        self.attention = _attention(config, "left") if attends else None
+        self.join = ConvStep(2 * dim if attends else dim, dim, kernel=3, padding="left")
+        self.blocks = nn.ModuleList(
+            AttendingBlock(config, padding="left", attends=attends)
+            for _ in range(config.mixer_blocks)
+        )
+
+    def forward(self, shifted_BTD: Tensor, *, source: AttentionSource, place: Place) -> Tensor:
+        u_BTD = shifted_BTD
+        if self.attention is not None:
+            a_BTD = self.attention(shifted_BTD, source=source, place=place)
+            u_BTD = torch.cat([a_BTD, shifted_BTD], dim=-1)
+        u_BTD = self.join(u_BTD, place)
+        for block in self.blocks:
+            u_BTD = block(u_BTD, source=None, place=place)
+        return u_BTD
+
+
+class Decoder(nn.Module):
+    """Causal blocks that all read the encoded input; experts after half of them. Sec. 2.3."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        dim, attends = config.model_dim, config.attention != "none"
+        self.step1 = ConvStep(dim, dim, kernel=3, padding="left")
+        self.step2 = ConvStep(dim, dim, kernel=3, padding="left")
+        self.blocks = nn.ModuleList(
+            AttendingBlock(config, padding="left", attends=attends)
+            for _ in range(config.decoder_blocks)
+        )
+        self.moe = _moe(config, "decoder")
+
+    def forward(self, u_BLD: Tensor, *, source: AttentionSource, place: Place) -> Encoded:
+        u_BLD = self.step2(self.step1(u_BLD, place), place)
+        mask_BL, balance = place.mask_BL1.squeeze(-1) > 0, ()
+        middle = len(self.blocks) // 2
+        for number, block in enumerate(self.blocks):
+            if number == middle and self.moe is not None:
+                routed = self.moe(u_BLD, place.mask_BL1)
+                u_BLD, balance = routed.values_BLD, (routed.balance,)
+            u_BLD = block(u_BLD, source=source, place=place)
+        return Encoded(u_BLD, mask_BL, balance=balance)
+
+
+class Body(nn.Module):
+    """Encoder, mixer and decoder.
+
+    Raises:
+        BodyError: heads that do not divide the width; no way from the input to the target.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        if config.model_dim % config.num_heads:
+            raise BodyError(
+                f"num_heads {config.num_heads} does not divide model_dim {config.model_dim}"
+            )
+        if config.attention == "none" and config.join == "none":
+            raise BodyError(
+                "attention 'none' with join 'none' lets a target see nothing of its input; "
+                "use join 'time'"
+            )
+        self.config = config
+        self.encoder = Encoder(config)
+        self.mixer = Mixer(config)
+        self.decoder = Decoder(config)
+
+    def parts(self, reads: Literal["encoded", "decoded"]) -> tuple[str, ...]:
+        """Children that a head reading "encoded" or "decoded" positions depends on."""
+        return ("encoder",) if reads == "encoded" else ("encoder", "mixer", "decoder")
+
+    def encode(self, inputs: Encoded) -> Encoded:
+        """(B, S, D) to (B, S, D), zero at padding."""
+        return self.encoder(inputs)
+
+    def decode(self, shifted: Encoded, encoded: Encoded) -> Encoded:
+        """Shifted targets (B, T, D) to decoded ones; position t sees the slots up to t alone."""
+        source = self._source(encoded)
+        place = _target_place(shifted, first=0)
+        mixed_BTD = self.mixer(shifted.values_BSD, source=source, place=place)
+        if self.config.join == "none":
+            return self.decoder(mixed_BTD, source=source, place=place)
+        prefix = _left_padded(encoded)
+        joined = Encoded(
+            torch.cat([prefix.values_BSD, mixed_BTD], dim=1),
+            torch.cat([prefix.mask_BS, shifted.mask_BS], dim=1),
+        )
+        place = _joined_place(joined, joined.mask_BS)
+        decoded = self.decoder(joined.values_BSD, source=source, place=place)
+        length = prefix.values_BSD.shape[1]
+        return Encoded(decoded.values_BSD[:, length:], shifted.mask_BS, balance=decoded.balance)
+
+    def remember(self, encoded: Encoded) -> Memory:
+        """A memory to decode with, position by position, holding what comes before the first."""
+        memory = Memory()
+        if self.config.join == "time":
+            prefix = _left_padded(encoded)
+            place = _joined_place(prefix, prefix.mask_BS, memory=memory)
+            memory.append(self, "mask", prefix.mask_BS)
+            self.decoder(prefix.values_BSD, source=self._source(encoded), place=place)
+        return memory
+
+    def resume(self, shifted: Encoded, encoded: Encoded, *, memory: Memory) -> Encoded:
+        """`decode` for one more position, (B, 1, D)."""
+        source = self._source(encoded)
+        position = memory.length(self, "targets")
+        memory.append(self, "targets", shifted.mask_BS)
+        place = _target_place(shifted, first=position, memory=memory)
+        mixed_B1D = self.mixer(shifted.values_BSD, source=source, place=place)
+        if self.config.join == "time":
+            mask_BM = memory.append(self, "mask", shifted.mask_BS)
+            place = _joined_place(shifted, mask_BM, memory=memory)
+        return self.decoder(mixed_B1D, source=source, place=place)
+
+    def _source(self, encoded: Encoded) -> AttentionSource:
+        values_BSD = encoded.values_BSD
+        bias = padding_bias(encoded.mask_BS, dtype=values_BSD.dtype)
+        return AttentionSource(values_BSD, bias, "fixed")
+
+
+def _target_place(shifted: Encoded, *, first: int, memory: Memory | None = None) -> Place:
+    """Place of target positions from `first` on, each of which sees those up to itself."""
+    values_BTD = shifted.values_BSD
+    length, depth = values_BTD.shape[1:]
+    timing_TD = timing_signal(first + length, depth=depth, like=values_BTD)[first:]
+    mask_BT1 = shifted.mask_BS.unsqueeze(-1).to(values_BTD.dtype)
+    return Place(mask_BT1, timing_TD, causal_bias(length, past=first, like=values_BTD), memory)
+
+
+def _joined_place(new: Encoded, seen_mask_BM: Tensor, *, memory: Memory | None = None) -> Place:
+    """Place of the last positions of input and target in line, counted from the first real one.
+
+    `seen_mask_BM` is True where a position is real, of all positions up to the last new one.
+    """
+    values_BLD = new.values_BSD
+    length, depth = values_BLD.shape[1:]
+    total = seen_mask_BM.shape[1]
+    first_B1 = seen_mask_BM.int().argmax(dim=1, keepdim=True)
+    places_BL = torch.arange(total - length, total, device=values_BLD.device) - first_B1
+    timing_BLD = timing_signal(total, depth=depth, like=values_BLD)[places_BL.clamp(min=0)]
+    bias_BHLM = torch.minimum(
+        causal_bias(length, past=total - length, like=values_BLD),
+        padding_bias(seen_mask_BM, dtype=values_BLD.dtype),
+    )
+    mask_BL1 = new.mask_BS.unsqueeze(-1).to(values_BLD.dtype)
+    return Place(mask_BL1, timing_BLD, bias_BHLM, memory)
+
+
+def _left_padded(encoded: Encoded) -> Encoded:
+    """The same positions in the same order, real ones last: what follows touches the last of them."""
+    order_BS = encoded.mask_BS.to(torch.int8).argsort(dim=1, stable=True)
+    index_BSD = order_BS.unsqueeze(-1).expand_as(encoded.values_BSD)
+    return Encoded(encoded.values_BSD.gather(1, index_BSD), encoded.mask_BS.gather(1, order_BS))
