@@ -20,13 +20,13 @@ from mmtrain.metrics import Facts, load_metric
 from mmtrain.predictor import Prediction, Predictor
 from mmtrain.results import (
     Results,
-    Sample,
     Score,
     SplitResult,
     TaskResult,
     run_results,
     task_result,
 )
+from mmtrain.samples import sample, spread
 from pipelines import modalities
 from pipelines.errors import CorpusError, UnknownNameError
 from pipelines.modalities import Feature
@@ -111,17 +111,18 @@ def evaluate(
     lineage = predictor.bundle.card.lineage
     for name in tasks or tuple(predictor.tasks):
         predictor.task(name)
-        corpora = _open(predictor, task=name, data_dir=data_dir, split=split)
+        train, *corpora = _open(predictor, task=name, data_dir=data_dir, split=split)
+        trivial = fit_trivial(predictor, train, max_examples=config.baseline_examples)
         results = tuple(
             evaluate_split(
                 predictor,
                 manifest,
-                train=corpora[0],
+                trivial=trivial,
                 data_dir=data_dir,
                 config=config,
                 on_batch=on_batch,
             )
-            for manifest in corpora[1:]
+            for manifest in corpora
         )
         rows[name] = task_result(
             results,
@@ -141,7 +142,7 @@ def evaluate_split(
     predictor: Predictor,
     manifest: Manifest,
     *,
-    train: Manifest,
+    trivial: Trivial,
     data_dir: Path,
     config: EvaluationConfig,
     on_batch: OnBatch | None = None,
@@ -151,39 +152,18 @@ def evaluate_split(
     Args:
         predictor: the model.
         manifest: the split.
-        train: the training split, which the baseline learns from.
+        trivial: the task's trivial predictors, fitted on its training split.
         data_dir: data folder, where recordings are looked up for the samples.
         config: how.
         on_batch: called after each batch.
     """
     began = time.monotonic()
-    task = manifest.task
-    examples = list(_examples(manifest, limit=config.limit))
-    answers: list[Prediction] = []
-    nll, num_correct, num_targets = 0.0, 0, 0
-    for start in range(0, len(examples), config.batch_size):
-        batch = examples[start : start + config.batch_size]
-        arrays = [example.inputs for example in batch]
-        answers += predictor.predict_arrays(task.name, arrays, beam_size=config.beam_size)
-        sums = teacher_forced(predictor, task=task.name, examples=batch)
-        nll += float(sums.nll)
-        num_correct += int(sums.correct)
-        num_targets += int(sums.count)
-        if on_batch:
-            on_batch(task.name, len(answers), len(examples))
-    references = tuple(predictor.decode_target(task.name, e.targets) for e in examples)
-    facts = Facts(
-        references=references,
-        predictions=tuple(answer.text for answer in answers),
-        ranked=tuple(tuple(answer.scores) for answer in answers),
-        nll=nll,
-        num_correct=num_correct,
-        num_targets=num_targets,
-    )
-    trivial = baseline_facts(predictor, task, train=train, examples=examples, config=config)
+    task, examples = manifest.task, list(_examples(manifest, limit=config.limit))
+    answers, facts = measure(predictor, task, examples=examples, config=config, on_batch=on_batch)
+    baseline = trivial_facts(predictor, task, trivial=trivial, examples=examples)
     return SplitResult(
         split=manifest.split,
-        scores=tuple(_score(name, facts, trivial=trivial) for name in task.metrics),
+        scores=tuple(_score(name, facts, trivial=baseline) for name in task.metrics),
         baseline=task.baseline,
         num_examples=len(examples),
         seconds=time.monotonic() - began,
@@ -198,6 +178,37 @@ def evaluate_split(
             )
             for row in spread(len(examples), config.num_samples)
         ),
+    )
+
+
+def measure(
+    predictor: Predictor,
+    task: Task,
+    *,
+    examples: Sequence[Example],
+    config: EvaluationConfig,
+    on_batch: OnBatch | None = None,
+) -> tuple[list[Prediction], Facts]:
+    """The model's answers to the examples, and what the metrics take of them."""
+    answers: list[Prediction] = []
+    nll, num_correct, num_targets = 0.0, 0, 0
+    for start in range(0, len(examples), config.batch_size):
+        batch = examples[start : start + config.batch_size]
+        arrays = [example.inputs for example in batch]
+        answers += predictor.predict_arrays(task.name, arrays, beam_size=config.beam_size)
+        sums = teacher_forced(predictor, task=task.name, examples=batch)
+        nll += float(sums.nll)
+        num_correct += int(sums.correct)
+        num_targets += int(sums.count)
+        if on_batch:
+            on_batch(task.name, len(answers), len(examples))
+    return answers, Facts(
+        references=tuple(predictor.decode_target(task.name, e.targets) for e in examples),
+        predictions=tuple(answer.text for answer in answers),
+        ranked=tuple(tuple(answer.scores) for answer in answers),
+        nll=nll,
+        num_correct=num_correct,
+        num_targets=num_targets,
     )
 
 
@@ -219,34 +230,42 @@ def teacher_forced(
         return losses.token_sums(outputs.logits, targets)
 
 
-def baseline_facts(
-    predictor: Predictor,
-    task: Task,
-    *,
-    train: Manifest,
-    examples: Sequence[Example],
-    config: EvaluationConfig,
-) -> Facts:
-    """What the trivial predictors of a task say of the same examples."""
-    seen = list(_examples(train, limit=config.baseline_examples))
+@dataclass(frozen=True, slots=True)
+class Trivial:
+    """A task's trivial predictors, fitted: of whole answers, and of tokens with true ones given."""
+
+    answer: Answer
+    tokens: BigramModel
+
+
+def fit_trivial(predictor: Predictor, train: Manifest, *, max_examples: int) -> Trivial:
+    """Fits a task's trivial predictors on its training split, the first `max_examples` of it."""
+    task, examples = train.task, list(_examples(train, limit=max_examples))
     pairs = [
         Pair(
             _text(task.inputs, example.inputs, predictor=predictor),
             predictor.decode_target(task.name, example.targets),
         )
-        for example in seen
+        for example in examples
     ]
-    answer: Answer = load_baseline(task.baseline)(pairs)
-    answers = [answer(_text(task.inputs, e.inputs, predictor=predictor)) for e in examples]
     num_classes = predictor.task(task.name).spec.num_classes
     vocabulary = predictor.vocabulary
     size = num_classes or (vocabulary.size if vocabulary else 1)
-    bigrams = BigramModel((e.targets.tolist() for e in seen), vocab_size=size)
-    tokens = bigrams.score(e.targets.tolist() for e in examples)
+    tokens = BigramModel((e.targets.tolist() for e in examples), vocab_size=size)
+    return Trivial(load_baseline(task.baseline)(pairs), tokens)
+
+
+def trivial_facts(
+    predictor: Predictor, task: Task, *, trivial: Trivial, examples: Sequence[Example]
+) -> Facts:
+    """What the trivial predictors say of the same examples."""
+    inputs = (_text(task.inputs, example.inputs, predictor=predictor) for example in examples)
+    ranked = tuple(trivial.answer(text) for text in inputs)
+    tokens = trivial.tokens.score(example.targets.tolist() for example in examples)
     return Facts(
         references=tuple(predictor.decode_target(task.name, e.targets) for e in examples),
-        predictions=tuple(ranked[0] for ranked in answers),
-        ranked=tuple(answers),
+        predictions=tuple(answers[0] for answers in ranked),
+        ranked=ranked,
         nll=tokens.nll,
         num_correct=tokens.num_correct,
         num_targets=tokens.num_targets,

@@ -78,8 +78,8 @@ def recording(manifest: Manifest, row: int, *, data_dir: Path) -> bytes | None:
         for piece in readers.pieces(source, root=root, rows_a_piece=1):
             if f"{piece.files[0]}:{piece.line}" == origin or piece.files == (origin,):
                 found = next(readers.rows(piece)).input
-                small = isinstance(found, bytes) and len(found) <= _MAX_RECORDING_BYTES
-                return found if small else None
+                is_bytes = isinstance(found, bytes)
+                return found if is_bytes and len(found) <= _MAX_RECORDING_BYTES else None
     except (MMTrainError, OSError):  # raw corpora need not be kept once built
         return None
     return None
