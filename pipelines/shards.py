@@ -133,13 +133,13 @@ def open_manifest(folder: Path) -> Manifest:
         raise CorpusError(f"{folder / MANIFEST} cannot be read: {error}; {REMEDY}") from error
     sealed = (folder / COMPLETED).read_text().strip()
     if not sealed == manifest.digest == contents_digest(manifest.shards):
-        raise CorpusError(f"{folder / MANIFEST} changed since it was built; {REMEDY} --force")
+        raise CorpusError(f"{folder / MANIFEST} changed since it was built; {REMEDY}")
     for shard in manifest.shards:
         path = folder / shard.file
         size = path.stat().st_size if path.is_file() else None
         if size != shard.num_bytes:
             was = "is missing" if size is None else f"has {size} bytes, built {shard.num_bytes}"
-            raise CorpusError(f"{path} {was}; {REMEDY} --force")
+            raise CorpusError(f"{path} {was}; {REMEDY}")
     return manifest.model_copy(update={"folder": folder})
 
 
@@ -167,7 +167,13 @@ def verify(manifest: Manifest) -> None:
     """
     for shard in manifest.shards:
         if file_digest(manifest.folder / shard.file) != shard.digest:
-            raise CorpusError(f"{manifest.folder / shard.file} changed since; {REMEDY} --force")
+            raise _changed(manifest.folder / shard.file, "its digest is another")
+
+
+def _changed(path: Path, why: str) -> CorpusError:
+    return CorpusError(
+        f"{path} changed since it was built ({why}); delete {path.parent} and {REMEDY}"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +233,7 @@ class ShardReader:
         try:
             table = self._file(path).read_row_group(index, columns=SCHEMA.names[1:])
         except (OSError, pa.ArrowInvalid) as error:
-            raise CorpusError(f"{path} changed since it was built: {error}; {REMEDY}") from error
+            raise _changed(path, str(error)) from error
         return _Group(table, manifest)
 
     def _file(self, path: Path) -> pq.ParquetFile:

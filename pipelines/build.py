@@ -1,0 +1,398 @@
+"""Build: corpora to shards, for all tasks in one Ray Dataset.
+
+A row of the Dataset is a piece of a source (some files, some lines). The Ray task that takes it
+writes one shard and hands back a report of a few hundred bytes, so the driver sees reports only
+and a corpus may be of any size. A split appears whole, by renaming its folder, or not at all.
+"""
+
+import fcntl
+import importlib
+import itertools
+import json
+import logging
+import pickle
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+import ray.data
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipelines import modalities, readers
+from pipelines.errors import BadExampleError, BuildError, CorpusError
+from pipelines.fingerprint import digest_of, sides_state, source_state, split_fingerprint
+from pipelines.modalities import Feature
+from pipelines.readers import Piece
+from pipelines.shards import (
+    COMPLETED,
+    MANIFEST,
+    QUARANTINE,
+    Manifest,
+    contents_digest,
+    open_manifest,
+    shard_folder,
+    vocabulary_path,
+)
+from pipelines.task import Source, Split, Task
+from pipelines.vocabulary import Vocabulary
+from pipelines.writer import Counts, Unit, UnitReport, disk_failure, write_unit
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[str, int, int], None]
+
+
+class ShardLayout(BaseModel):
+    """How a split is cut into shards and row groups."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    row_group_rows: int = Field(default=128, ge=1, le=512, description="Rows read together.")
+    rows_per_shard: int = Field(
+        default=4096, ge=1, description="Raw rows of a shard where each is a line."
+    )
+    files_per_shard: int = Field(
+        default=512, ge=1, description="Raw rows of a shard where each is a file to decode."
+    )
+
+
+class BuildConfig(BaseModel):
+    """How raw corpora become shards."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = Field(default=0, ge=0, description="Of the corpora that are made here.")
+    vocabulary_size: int = Field(default=1500, ge=1, description="Token ids in all, at most.")
+    texts_per_task: int = Field(
+        default=100_000, ge=1, description="Training rows of a task that the vocabulary sees."
+    )
+    max_bad_share: float = Field(
+        default=0.01, ge=0, le=1, description="Share of bad records over which a build fails."
+    )
+    layout: ShardLayout = ShardLayout()
+
+
+@dataclass(frozen=True, slots=True)
+class SplitJob:
+    """A split to build: where from, where to, and what it will have been built from."""
+
+    task: Task
+    split: Split
+    root: str
+    folder: Path
+    fingerprint: str
+    vocabulary_digest: str | None
+
+    @property
+    def part(self) -> Path:
+        """Folder beside the final one, in which the split grows."""
+        return self.folder.with_name(f".{self.folder.name}.part")
+
+
+def build(
+    tasks: Sequence[Task],
+    *,
+    data_dir: Path,
+    config: BuildConfig | None = None,
+    progress: Progress | None = None,
+) -> dict[tuple[str, str], Manifest]:
+    """Makes what is missing of the corpora, the joint vocabulary and the shards of all splits.
+
+    What was built from the same files by the same code stays as it is, without starting Ray; so
+    does what is whole when something else fails.
+
+    Args:
+        tasks: all tasks of a run, so that they share one vocabulary.
+        data_dir: folder of corpora and shards, seen by all machines.
+        config: None: the defaults.
+        progress: told (task, shards done, shards in all) after each.
+
+    Returns:
+        Opened manifests by (task, split).
+
+    Raises:
+        BuildError: a source is missing, too many records are bad, or the disk is full.
+    """
+    config, data_dir = config or BuildConfig(), data_dir.absolute()
+    try:
+        with _alone_in(data_dir):
+            make_corpora(tasks, data_dir=data_dir, seed=config.seed)
+            vocabulary = joint_vocabulary(tasks, data_dir=data_dir, config=config)
+            jobs = [
+                plan_split(task, split, data_dir=data_dir, vocabulary=vocabulary, config=config)
+                for task in tasks
+                for split in task.source.splits
+            ]
+            stale = [job for job in jobs if not is_fresh(job)]
+            build_splits(stale, data_dir=data_dir, config=config, progress=progress)
+    except OSError as error:
+        raise BuildError(disk_failure(error, data_dir)) from error
+    return {(job.task.name, job.split): open_manifest(job.folder) for job in jobs}
+
+
+@contextmanager
+def _alone_in(data_dir: Path) -> Iterator[None]:
+    """One build at a time in a folder; the next waits, and finds what the first built."""
+    data_dir.mkdir(parents=True, exist_ok=True)
+    with (data_dir / ".build.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def make_corpora(tasks: Iterable[Task], *, data_dir: Path, seed: int) -> None:
+    """Runs the makers of the sources that have one and are not there, side by side.
+
+    Raises:
+        BuildError: a maker could not write.
+    """
+    missing = {
+        data_dir / task.source.uri: task.source.maker
+        for task in tasks
+        if task.source.maker and not (data_dir / task.source.uri).exists()
+    }
+    if not missing:
+        return
+    start_ray()
+    made = {
+        folder: ray.remote(make_corpus).remote(maker, folder, seed)
+        for folder, maker in missing.items()
+    }
+    for folder, reference in made.items():
+        failure = ray.get(reference)
+        if failure is not None:
+            raise BuildError(failure)
+        logger.info("made corpus %s", folder)
+
+
+def make_corpus(maker: str, folder: Path, seed: int) -> str | None:
+    """Runs one maker; returns why it could not write, where it could not."""
+    try:
+        importlib.import_module(f"pipelines.corpora.{maker}").make(folder, seed=seed)
+    except OSError as error:
+        return disk_failure(error, folder)
+    return None
+
+
+def start_ray() -> None:
+    """Joins the cluster of RAY_ADDRESS, or starts one here, unless one is joined already."""
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def split_root(source: Source, *, split: str, data_dir: Path) -> str:
+    """A split's folder as fsspec opens it."""
+    base = source.uri if "://" in source.uri else str(data_dir / source.uri)
+    return f"{base}/{split}"
+
+
+def split_pieces(task: Task, *, root: str, layout: ShardLayout) -> list[Piece]:
+    """The pieces of a split's source, a shard each."""
+    has_files = not readers.format_of(task.source).by_line or "files" in task.source.options
+    rows = layout.files_per_shard if has_files else layout.rows_per_shard
+    return readers.pieces(task.source, root=root, rows_a_piece=rows)
+
+
+def joint_vocabulary(tasks: Sequence[Task], *, data_dir: Path, config: BuildConfig) -> Vocabulary:
+    """The vocabulary of all text of the tasks' training splits.
+
+    The one that is there stays for any choice of the tasks that it was trained on; it is trained
+    again when a text, the code that normalises it, or a command is not among what it saw.
+    """
+    path, record_path = vocabulary_path(data_dir), data_dir / "vocabulary.sources.json"
+    record = {
+        f"task {task.name}": digest_of(
+            source_state(task, root=split_root(task.source, split="train", data_dir=data_dir)),
+            sides_state(task),
+            task.command,
+        )
+        for task in tasks
+        if text_sides(task)
+    } | {"size": str(config.vocabulary_size), "texts": str(config.texts_per_task)}
+    known = json.loads(record_path.read_text()) if record_path.is_file() else {}
+    if path.is_file() and record.items() <= known.items():
+        return Vocabulary.load(path)
+    vocabulary = Vocabulary.train(
+        (text for task in tasks for text in training_texts(task, data_dir=data_dir, config=config)),
+        size=config.vocabulary_size,
+        commands=sorted({task.command for task in tasks if task.command}),
+    )
+    record_path.unlink(missing_ok=True)  # last written, so that it never speaks of another
+    vocabulary.save(path)
+    record_path.write_text(json.dumps(record, indent=1))
+    logger.info("vocabulary of %d tokens in %s", vocabulary.size, path)
+    return vocabulary
+
+
+def training_texts(task: Task, *, data_dir: Path, config: BuildConfig) -> Iterator[str]:
+    """Texts of a task's training split in normal form; bad rows are left for `build` to report."""
+    sides = text_sides(task)
+    root = split_root(task.source, split="train", data_dir=data_dir)
+    pieces = split_pieces(task, root=root, layout=config.layout) if sides else []
+    all_rows = (row for piece in pieces for row in readers.rows(piece))
+    for row in itertools.islice(all_rows, config.texts_per_task):
+        for name, feature, text_of in sides:
+            try:
+                yield text_of(getattr(row, name), feature=feature)
+            except BadExampleError:
+                continue
+
+
+def text_sides(task: Task) -> list[tuple[str, Feature, Callable[..., str]]]:
+    """The sides of a task that are text: their modality says so by a function `text_of`."""
+    sides = (("input", task.inputs), ("target", task.targets))
+    found = [(name, f, getattr(modalities.load(f.modality), "text_of", None)) for name, f in sides]
+    return [(name, feature, text_of) for name, feature, text_of in found if text_of]
+
+
+def plan_split(
+    task: Task, split: Split, *, data_dir: Path, vocabulary: Vocabulary, config: BuildConfig
+) -> SplitJob:
+    """What building a split comes to; nothing is built."""
+    root = split_root(task.source, split=split, data_dir=data_dir)
+    digest = vocabulary.digest if text_sides(task) else None
+    return SplitJob(
+        task=task,
+        split=split,
+        root=root,
+        folder=shard_folder(data_dir, task=task.name, split=split),
+        fingerprint=split_fingerprint(task, root=root, layout=config.layout, vocabulary=digest),
+        vocabulary_digest=digest,
+    )
+
+
+def is_fresh(job: SplitJob) -> bool:
+    """Whether what is there was built from the same files by the same code, and is whole."""
+    try:
+        return open_manifest(job.folder).fingerprint == job.fingerprint
+    except CorpusError:
+        return False
+
+
+def build_splits(
+    jobs: Sequence[SplitJob], *, data_dir: Path, config: BuildConfig, progress: Progress | None
+) -> None:
+    """Builds splits, all shards of all of them in one Ray Dataset.
+
+    Raises:
+        BuildError: of all splits that failed; the others are built.
+    """
+    if not jobs:
+        return
+    units = {job.folder: split_units(job, data_dir=data_dir, config=config) for job in jobs}
+    reports: dict[Path, list[UnitReport]] = {job.folder: [] for job in jobs}
+    by_part = {job.part: job for job in jobs}
+    failures = []
+    try:
+        for report in run_units([unit for some in units.values() for unit in some]):
+            job = by_part[report.unit.folder]
+            done, total = reports[job.folder], len(units[job.folder])
+            done.append(report)
+            if progress is not None:
+                progress(job.task.name, len(done), total)
+            if len(done) == total:
+                failures += finish_split(job, done, max_bad_share=config.max_bad_share)
+    finally:
+        for part in by_part:
+            shutil.rmtree(part, ignore_errors=True)
+    if failures:
+        raise BuildError("; ".join(failures))
+
+
+def split_units(job: SplitJob, *, data_dir: Path, config: BuildConfig) -> list[Unit]:
+    """The units of a split, over an empty folder."""
+    shutil.rmtree(job.part, ignore_errors=True)
+    pieces = split_pieces(job.task, root=job.root, layout=config.layout)
+    return [
+        Unit(
+            task=job.task,
+            split=job.split,
+            number=number,
+            piece=piece,
+            folder=job.part,
+            vocabulary=vocabulary_path(data_dir),
+            row_group_rows=config.layout.row_group_rows,
+        )
+        for number, piece in enumerate(pieces)
+    ]
+
+
+def run_units(units: Sequence[Unit]) -> Iterator[UnitReport]:
+    """Writes the shards of units by Ray tasks; reports come as they are done."""
+    start_ray()
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    with ray.data.DataContext.current(context):
+        dataset = ray.data.from_items(
+            [{"unit": pickle.dumps(unit)} for unit in units], override_num_blocks=len(units)
+        ).map(write_row)
+    for row in dataset.iter_rows():
+        yield pickle.loads(row["report"])
+
+
+def write_row(row: dict[str, bytes]) -> dict[str, bytes]:
+    """`write_unit` on a row of a Dataset."""
+    return {"report": pickle.dumps(write_unit(pickle.loads(row["unit"])))}
+
+
+def finish_split(
+    job: SplitJob, reports: Iterable[UnitReport], *, max_bad_share: float
+) -> list[str]:
+    """Seals a split whose shards are all written and puts it in its place; or says why not."""
+    ordered = sorted(reports, key=lambda report: report.unit.number)
+    failures = [report.failure for report in ordered if report.failure is not None]
+    bad = [row for report in ordered for row in report.bad]
+    counts = sum((r.counts for r in ordered if r.counts is not None), start=Counts())
+    share = len(bad) / max(1, len(bad) + counts.rows)
+    if failures:
+        return [f"{job.task.name} {job.split}: {failures[0]}"]
+    if counts.rows == 0 or share > max_bad_share:
+        shown = ", ".join(f"{origin} ({reason})" for origin, reason in bad[:3])
+        return [
+            f"{job.task.name} {job.split}: {len(bad)} of {len(bad) + counts.rows} records are bad, "
+            f"{share:.1%}; at most {max_bad_share:.1%} may be: {shown}; mend them below "
+            f"{job.root}, or raise max_bad_share"
+        ]
+    seal(job, ordered, bad=bad, counts=counts)
+    return []
+
+
+def seal(
+    job: SplitJob, reports: Sequence[UnitReport], *, bad: Sequence[tuple[str, str]], counts: Counts
+) -> None:
+    """Writes quarantine, manifest and last COMPLETED, then renames the folder into its place."""
+    shards = tuple(report.shard for report in reports if report.shard is not None)
+    longest = max(counts.longest_input, counts.longest_target)
+    bounds = job.task.bucket_bounds
+    manifest = Manifest(
+        task=job.task,
+        split=job.split,
+        num_examples=counts.rows,
+        bucket_bounds=bounds if bounds and longest <= bounds[-1] else (*bounds, longest),
+        shards=shards,
+        digest=contents_digest(shards),
+        fingerprint=job.fingerprint,
+        vocabulary_digest=job.vocabulary_digest,
+        quarantined=dict(Counter(reason.split(":")[0] for _, reason in bad)),
+        stats={
+            "mean_input_positions": counts.input_positions / counts.rows,
+            "mean_target_positions": counts.target_positions / counts.rows,
+            "longest_input": counts.longest_input,
+            "longest_target": counts.longest_target,
+        },
+    )
+    records = [json.dumps({"origin": origin, "reason": reason}) + "\n" for origin, reason in bad]
+    (job.part / QUARANTINE).write_text("".join(records))
+    (job.part / MANIFEST).write_text(manifest.model_dump_json(indent=1))
+    (job.part / COMPLETED).write_text(manifest.digest)
+    old = job.folder.with_name(f".{job.folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if job.folder.exists():
+        job.folder.rename(old)
+    job.part.rename(job.folder)
+    shutil.rmtree(old, ignore_errors=True)
+    logger.info("built %s: %d examples, %d bad", job.folder, counts.rows, len(bad))
