@@ -58,6 +58,14 @@ class EvaluationConfig:
     baseline_examples: int = 100_000
 
 
+@dataclass(frozen=True, slots=True)
+class Trivial:
+    """A task's trivial predictors, fitted: of whole answers, and of tokens with true ones given."""
+
+    answer: Answer
+    tokens: BigramModel
+
+
 def evaluate_model(
     uri: str | Path,
     *,
@@ -228,14 +236,6 @@ def teacher_forced(
             target_lengths=target_lengths,
         )
         return losses.token_sums(outputs.logits, targets)
-
-
-@dataclass(frozen=True, slots=True)
-class Trivial:
-    """A task's trivial predictors, fitted: of whole answers, and of tokens with true ones given."""
-
-    answer: Answer
-    tokens: BigramModel
 
 
 def fit_trivial(predictor: Predictor, train: Manifest, *, max_examples: int) -> Trivial:
