@@ -127,12 +127,15 @@ def mel_filters(rate_hz: int, frame_length: int, num_bins: int) -> np.ndarray:
 
 
 def log_mel(samples_L: np.ndarray, *, feature: AudioFeature) -> np.ndarray:
-    """Standardised log-mel energies, float32 (frames, bins), about one frame each `hop_ms`.
+    """Standardised log-mel energies, float32 (frames, bins): 1 + samples // hop frames.
+
+    A clip shorter than a frame is filled up with silence.
 
     x = log(1e-5 + M |STFT(s)|^2),   (x - mean(x)) / (std(x) + 1e-3)     over the clip
     """
+    missing = max(0, feature.frame_length - len(samples_L))
     spectrum = librosa.stft(
-        samples_L,
+        np.pad(samples_L, (0, missing)),
         n_fft=feature.frame_length,
         hop_length=feature.hop_length,
         pad_mode="constant",

@@ -4,8 +4,6 @@ Their corpora are made offline by `pipelines/corpora`; a scan, a spoken string, 
 phrase stands in one split only, whatever the task.
 """
 
-from typing import Any
-
 from pipelines.modalities.audio import AudioFeature
 from pipelines.modalities.image import ImageFeature
 from pipelines.modalities.label import LabelFeature
@@ -14,7 +12,6 @@ from pipelines.modalities.tree import TreeFeature
 from pipelines.task import Source, Task
 
 TEXT_METRICS = ("bleu", "chrf", "exact", "token_accuracy", "log_perplexity")
-LENGTH_BUCKETS = (8, 12, 16, 24, 32, 48, 64)
 
 
 def translation(source_language: str, target_language: str, *, command: str) -> Task:
@@ -34,13 +31,9 @@ def translation(source_language: str, target_language: str, *, command: str) -> 
         metrics=TEXT_METRICS,
         baseline="copy_source",
         label_smoothing=0.1,
-        **token_budget(),
+        batch_tokens=1_200,  # 72 short phrases, or 12 of the longest
+        bucket_bounds=(8, 12, 16, 24, 64),
     )
-
-
-def token_budget() -> dict[str, Any]:  # Any: keyword arguments of several types
-    """How text tasks are cut into batches: about 36 phrases of both sides, alike in length."""
-    return {"batch_tokens": 1_000, "batch_multiple": 12, "bucket_bounds": LENGTH_BUCKETS}
 
 
 SPEECH_RECOGNITION = Task(
@@ -96,7 +89,8 @@ PARSING = Task(
     metrics=("bracket_f1", "exact", "token_accuracy", "log_perplexity"),
     baseline="right_branching_tree",
     label_smoothing=0.1,
-    **token_budget(),
+    batch_tokens=2_400,  # 48 short sentences with their trees, or 12 of the longest
+    bucket_bounds=(24, 32, 40, 64, 128),
 )
 
 TASKS = (

@@ -1,0 +1,28 @@
+import numpy as np
+import pytest
+
+from pipelines.errors import BadExampleError
+from pipelines.modalities import label
+from pipelines.modalities.label import LabelFeature
+from pipelines.vocabulary import Vocabulary
+
+FEATURE = LabelFeature(classes=("cat", "dog"))
+VOCABULARY = Vocabulary.train([], size=258, commands=())
+
+
+def test_a_class_is_its_place():
+    array = label.encode("dog", feature=FEATURE, vocabulary=VOCABULARY)
+    assert array.tolist() == [1]
+    assert array.dtype == np.int32
+    assert label.decode(array, feature=FEATURE, vocabulary=VOCABULARY) == "dog"
+
+
+def test_unknown_class_is_refused_with_those_that_are():
+    with pytest.raises(BadExampleError, match="no class 'cow'; there are: cat, dog"):
+        label.encode("cow", feature=FEATURE, vocabulary=VOCABULARY)
+
+
+def test_collated_is_a_column():
+    padded = label.collate([np.array([1], np.int32), np.array([0], np.int32)], feature=FEATURE)
+    assert padded.values.tolist() == [[1], [0]]
+    assert padded.lengths.tolist() == [1, 1]

@@ -1,0 +1,74 @@
+import pytest
+
+from pipelines import corpora, tasks
+from pipelines.errors import UnknownNameError
+from pipelines.task import Task
+from pipelines.tasks import TaskFileError, load_task, task_names
+
+EIGHT = (
+    "speech_recognition",
+    "image_classification",
+    "image_captioning",
+    "parsing",
+    "translation_en_de",
+    "translation_de_en",
+    "translation_en_fr",
+    "translation_fr_en",
+)
+
+
+def test_the_eight_tasks_are_shipped():
+    assert set(EIGHT) <= set(task_names())
+
+
+@pytest.mark.parametrize("name", EIGHT)
+def test_a_task_goes_to_json_and_back(name: str):
+    task = load_task(name)
+    assert Task.model_validate_json(task.model_dump_json()) == task
+
+
+@pytest.mark.parametrize("name", EIGHT)
+def test_a_task_is_batched_in_one_way_and_its_maker_exists(name: str):
+    task = load_task(name)
+    assert (task.batch_size is None) != (task.batch_tokens is None)
+    assert task.source.maker in corpora.names()
+    assert (task.command is None) == (task.targets.net == "label")
+
+
+@pytest.mark.parametrize("name", [name for name in EIGHT if load_task(name).bucket_bounds])
+def test_the_last_bucket_holds_the_longest_example(name: str):
+    task = load_task(name)
+    longest = max(getattr(task.inputs, "max_tokens", 0), getattr(task.targets, "max_tokens", 0))
+    assert task.bucket_bounds[-1] == longest
+    assert list(task.bucket_bounds) == sorted(set(task.bucket_bounds))
+
+
+def test_unknown_task_names_the_nearest():
+    with pytest.raises(UnknownNameError, match="translation_en_de"):
+        load_task("translation_en_dee")
+
+
+def test_a_task_of_the_users_own_file_is_found(tmp_path):
+    own = tmp_path / "my_tasks.py"
+    own.write_text(
+        "from pipelines.tasks import load_task\n"
+        "MINE = load_task('parsing').model_copy(update={'name': 'mine'})\n"
+        "OTHER = 3\n"
+    )
+    assert load_task(f"{own}:MINE").name == "mine"
+    with pytest.raises(UnknownNameError, match="MINE"):
+        load_task(f"{own}:MIN")
+    with pytest.raises(TaskFileError, match=r"OTHER is a int; make it a pipelines\.task\.Task"):
+        load_task(f"{own}:OTHER")
+
+
+def test_a_file_that_is_missing_or_fails_is_named(tmp_path):
+    with pytest.raises(TaskFileError, match="no Python file"):
+        load_task(f"{tmp_path}/none.py:MINE")
+    (tmp_path / "bad.py").write_text("1 / 0\n")
+    with pytest.raises(TaskFileError, match="ZeroDivisionError"):
+        load_task(f"{tmp_path}/bad.py:MINE")
+
+
+def test_no_name_stands_in_two_families():
+    assert len(tasks.shipped_tasks()) == len(task_names())
