@@ -27,6 +27,7 @@ AUDIO_OUTPUT_SYNCHRONOUS = 2
 PARAMETER_RATE, PARAMETER_PITCH, PARAMETER_RANGE = 1, 3, 4
 POSITION_CHARACTER = 1
 CHARS_UTF8 = 1
+RANDOM_SEED = 1
 
 ON_SAMPLES = ctypes.CFUNCTYPE(
     ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p
@@ -66,6 +67,8 @@ class Espeak:
         if self.rate_hz <= 0:
             raise BuildError(f"espeak-ng does not start with the voices in {self.data}")
         self.library.espeak_SetSynthCallback(self.on_samples)
+        # breathing voices (f2, f3, f5) are noise; unseeded, the clock decides how it sounds
+        self.library.espeak_ng_SetRandSeed(ctypes.c_long(RANDOM_SEED))
 
     def _keep_samples(self, samples: Any, count: int, events: int | None) -> int:
         if samples and count > 0:
