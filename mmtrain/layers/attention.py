@@ -72,7 +72,7 @@ class AttentionBlock(nn.Module):
     """The target attends to itself, then to a source; (B, L, D) like the target.
 
         z = ConvStep_5,d=4(ConvStep_5(target + timing));   q = DotProd(z, z, z)
-        Attention = DotProd(q, source W_K, source W_V) W_O     MultiModel, arXiv:1706.05137, Sec. 2.2
+        Attention = DotProd(q, source W_K, source W_V) W_O    MultiModel, arXiv:1706.05137, Sec. 2.2
 
     W_O is left out with `output_map="none"`, as in the paper's figure.
     """

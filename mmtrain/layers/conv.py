@@ -62,8 +62,8 @@ class DepthwiseTaps(torch.autograd.Function):
         return out_BLD
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_BLD: Tensor) -> tuple[Tensor, None, Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, Tensor, None, None]:
+        (grad_BLD,) = grad_outputs
         rectified_BLD, weight_KD = ctx.saved_tensors
         grad_x_BLD = torch.zeros_like(grad_BLD)
         grad_weight_KD = torch.zeros_like(weight_KD)
@@ -73,7 +73,8 @@ class DepthwiseTaps(torch.autograd.Function):
             grad_x_BLD[:, source].addcmul_(grad_to_BLD, weight_KD[tap])
             grad_weight_KD[tap] = (grad_to_BLD * rectified_BLD[:, source]).sum((0, 1))
         # r > 0 only where x > 0 and the position is real: the gradient of relu and mask in one
-        return grad_x_BLD.mul_(rectified_BLD > 0), None, grad_weight_KD, None, None
+        grad_x_BLD = torch.ops.aten.threshold_backward(grad_x_BLD, rectified_BLD, 0)
+        return grad_x_BLD, None, grad_weight_KD, None, None
 
 
 def _overlaps(

@@ -22,9 +22,11 @@ class Stage(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    width: int | None = Field(None, ge=1, description="Channels, at most D; null: D.")
-    kernel: Pair = Field((3, 3), description="Along rows (or time) and columns (or frequency).")
-    stride: Pair = Field((1, 1), description="Along the same axes.")
+    width: int | None = Field(default=None, ge=1, description="Channels, at most D; null: D.")
+    kernel: Pair = Field(
+        default=(3, 3), description="Along rows (or time) and columns (or frequency)."
+    )
+    stride: Pair = Field(default=(1, 1), description="Along the same axes.")
 
 
 class EntryFlow(nn.Module):

@@ -26,8 +26,8 @@ class _AllToAll(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, None, None, None]:
-        back: Any = _AllToAll.apply(grad_ND, ctx.received, ctx.sent, ctx.group)
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        back: Any = _AllToAll.apply(grad_outputs[0], ctx.received, ctx.sent, ctx.group)
         return back, None, None, None
 
 
@@ -62,7 +62,7 @@ class Exchange:
 
 
 def plan_exchange(counts_E: Tensor, *, group: dist.ProcessGroup) -> Exchange:
-    """Learns from the other ranks how many rows come for each expert held here. All ranks call it."""
+    """Learns from the other ranks how many rows come for each expert held here; all call it."""
     size = dist.get_world_size(group)
     sent_RE = counts_E.view(size, -1)
     received_RE = torch.empty_like(sent_RE)

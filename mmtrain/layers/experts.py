@@ -1,7 +1,7 @@
 """Experts: many small feed-forward nets, each over its own contiguous rows.
 
-All experts run in one autograd function that writes every product where it belongs: slicing a
-parameter of shape (E, ...) once for each expert would make autograd build E gradients of that shape.
+All experts run in one autograd function that writes every product where it belongs. Slicing a
+parameter of shape (E, ...) for each expert would make autograd build E gradients of that shape.
 """
 
 from collections.abc import Sequence
@@ -28,10 +28,9 @@ class _ExpertRows(torch.autograd.Function):
         return out_ND
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad_ND: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         rows_ND, w_in_EDF, w_out_EFD, hidden_NF = ctx.saved_tensors
-        grad_ND = grad_ND.contiguous()
+        grad_ND = grad_outputs[0].contiguous()
         grad_rows_ND, grad_hidden_NF = torch.empty_like(rows_ND), torch.empty_like(hidden_NF)
         grad_in_EDF, grad_out_EFD = torch.empty_like(w_in_EDF), torch.empty_like(w_out_EFD)
         for expert, rows in _slices(ctx.counts):

@@ -27,7 +27,7 @@ def row_mask(lengths_B: Tensor, rows: int) -> Tensor:
 
 
 def mask_rows(x_BYXC: Tensor, lengths_B: Tensor | None, *, fill: float = 0.0) -> Tensor:
-    """x with its padding rows set to `fill`; None: all rows are real."""
+    """The grid with its padding rows set to `fill`; None: all rows are real."""
     if lengths_B is None:
         return x_BYXC
     keep_BY = row_mask(lengths_B, x_BYXC.shape[1])

@@ -83,7 +83,9 @@ def expected_load(
 class NoisyTopKGate(nn.Module):
     """Chooses k of E experts for each row: softmax over the k largest of clean + noise.
 
-        noisy = x W_g + eps * (softplus(x W_n) + 0.01),  eps ~ N(0, 1)    arXiv:1701.06538, Eq. 3 to 5
+        noisy = x W_g + eps * (softplus(x W_n) + 0.01),   eps ~ N(0, 1)
+
+    arXiv:1701.06538, Eq. 3 to 5.
 
     Both weights start at zero: all experts alike. No noise in eval mode.
     """
@@ -144,7 +146,7 @@ class MoE(nn.Module):
         self.group: dist.ProcessGroup | None = None
 
     def shard_experts(self, group: dist.ProcessGroup | None) -> None:
-        """Divides the experts over the ranks of `group`; each keeps its contiguous slice. Once only.
+        """Divides the experts over the ranks of `group`: each keeps a contiguous slice. Once only.
 
         Raises:
             ExpertShardError: the number of experts is not a multiple of the group's size.

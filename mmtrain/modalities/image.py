@@ -20,12 +20,15 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    channels: int = Field(1, ge=1, description="Of the pictures: 1 grey, 3 colour.")
+    channels: int = Field(default=1, ge=1, description="Of the pictures: 1 grey, 3 colour.")
     stems: tuple[Stage, ...] = Field(
-        (Stage(width=32, stride=(2, 2)),), min_length=1, description="Ordinary convolutions."
+        default=(Stage(width=32, stride=(2, 2)),),
+        min_length=1,
+        description="Ordinary convolutions.",
     )
     blocks: tuple[Stage, ...] = Field(
-        (Stage(width=64, stride=(2, 2)), Stage(stride=(2, 2))), description="Residual blocks."
+        default=(Stage(width=64, stride=(2, 2)), Stage(stride=(2, 2))),
+        description="Residual blocks.",
     )
 
     @classmethod

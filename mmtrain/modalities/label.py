@@ -22,10 +22,11 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     reads: Literal["encoded", "decoded"] = Field(
-        "encoded", description="The encoder's output, or one decoded position."
+        default="encoded", description="The encoder's output, or one decoded position."
     )
     widths: tuple[float, float, float] = Field(
-        (1.25, 2.0, 2.5), description="Channels after the skip and of the last two steps, over D."
+        default=(1.25, 2.0, 2.5),
+        description="Channels after the skip and of the last two steps, over D.",
     )
 
     @classmethod

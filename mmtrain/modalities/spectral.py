@@ -1,7 +1,7 @@
 """The spectral net: log-mel frames to positions, frame by frame, by residual blocks.
 
 MultiModel, arXiv:1706.05137, Sec. 2.5.4. `Config.paper()` strides along time alone and keeps every
-bin, which makes 2^9 frames one row of positions; `Config()` strides both axes, for clips of seconds.
+bin, which makes 2^9 frames one row of positions; `Config()` strides both, for clips of seconds.
 """
 
 from typing import ClassVar, Literal
@@ -21,10 +21,13 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     stems: tuple[Stage, ...] = Field(
-        (Stage(width=16, stride=(2, 2)),), min_length=1, description="Ordinary convolutions."
+        default=(Stage(width=16, stride=(2, 2)),),
+        min_length=1,
+        description="Ordinary convolutions.",
     )
     blocks: tuple[Stage, ...] = Field(
-        (Stage(width=48, stride=(2, 2)), Stage(stride=(1, 2))), description="Residual blocks."
+        default=(Stage(width=48, stride=(2, 2)), Stage(stride=(2, 2))),
+        description="Residual blocks.",
     )
 
     @classmethod

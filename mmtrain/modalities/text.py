@@ -22,7 +22,7 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    drop_prob: float = Field(0.0, ge=0, lt=1, description="Dropout of embedded tokens.")
+    drop_prob: float = Field(default=0.0, ge=0, lt=1, description="Dropout of embedded tokens.")
 
 
 class TokenEmbedding(nn.Module):

@@ -1,8 +1,8 @@
 """The waveform net: samples to positions, by a learned filter bank and residual blocks.
 
 MultiModel, arXiv:1706.05137, Sec. 2.5.4, with one change: an ordinary convolution with bias comes
-first. As worded there the first layer is a separable convolution on one channel; with the layer norm
-behind it, its output is one pattern times a sign at every sample, and the net does not learn.
+first. As worded there the first layer is a separable convolution on one channel; with the layer
+norm behind it, its output is one pattern times a sign at every sample, and nothing is learned.
 """
 
 from typing import ClassVar, Literal
@@ -22,12 +22,12 @@ class Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     stems: tuple[Stage, ...] = Field(
-        (Stage(width=64, kernel=(65, 1), stride=(16, 1)),),
+        default=(Stage(width=64, kernel=(65, 1), stride=(16, 1)),),
         min_length=1,
         description="Ordinary convolutions; the first is a bank of filters over samples.",
     )
     blocks: tuple[Stage, ...] = Field(
-        (
+        default=(
             Stage(width=64, kernel=(3, 1), stride=(4, 1)),
             Stage(kernel=(3, 1), stride=(4, 1)),
         ),

@@ -43,9 +43,11 @@ class TaskSpec(BaseModel):
     name: str
     input_net: str = Field(description="Stem: module of mmtrain/modalities, e.g. 'spectral'.")
     output_net: str = Field(description="Head: module of mmtrain/modalities, e.g. 'text', 'label'.")
-    num_classes: int | None = Field(None, description="Classes, for a net with a fixed set.")
+    num_classes: int | None = Field(
+        default=None, description="Classes, for a net with a fixed set."
+    )
     command_id: int | None = Field(
-        None, description="Token that starts decoding; None: no decoder."
+        default=None, description="Token that starts decoding; None: no decoder."
     )
 
 
@@ -57,10 +59,12 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    family: str = Field("multimodel", description="Module of mmtrain/models with Body and Config.")
+    family: str = Field(
+        default="multimodel", description="Module of mmtrain/models with Body and Config."
+    )
     body: SerializeAsAny[BaseModel] = Field(description="The family's Config.")
     nets: dict[str, SerializeAsAny[BaseModel]] = Field(
-        {}, description="Config of each modality net; one not named has its defaults."
+        default={}, description="Config of each modality net; one not named has its defaults."
     )
     vocab_size: int = Field(ge=2, description="Tokens of the joint vocabulary, commands included.")
 

@@ -34,31 +34,44 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    model_dim: int = Field(96, ge=2, description="D, channels of every position.")
-    num_heads: int = Field(8, ge=1, description="Attention heads; they divide model_dim.")
-    encoder_conv_blocks: int = Field(3, ge=0, description="Blocks before the encoder's experts.")
-    encoder_attention_blocks: int = Field(3, ge=0, description="Blocks after them.")
-    mixer_blocks: int = Field(2, ge=0, description="Blocks of the mixer.")
-    decoder_blocks: int = Field(4, ge=0, description="Blocks of the decoder; experts midway.")
-    dilation: int = Field(8, ge=1, description="Of a block's last convolution, in positions.")
-    residual: Residual = Field("stack_input", description="Where a block's second skip starts.")
-    drop_prob: float = Field(0.1, ge=0, lt=1, description="Dropout of a block; paper 0.4.")
-    attention_drop_prob: float = Field(0.0, ge=0, lt=1, description="Dropout of attention.")
-    attention: Literal["all", "decoder", "none"] = Field(
-        "all", description="Where attention is: everywhere, not in the encoder, nowhere."
+    model_dim: int = Field(default=96, ge=2, description="D, channels of every position.")
+    num_heads: int = Field(default=8, ge=1, description="Attention heads; they divide model_dim.")
+    encoder_conv_blocks: int = Field(
+        default=3, ge=0, description="Blocks before the encoder's experts."
     )
-    attention_output: OutputMap = Field("linear", description="Map after the heads are joined.")
+    encoder_attention_blocks: int = Field(default=3, ge=0, description="Blocks after them.")
+    mixer_blocks: int = Field(default=2, ge=0, description="Blocks of the mixer.")
+    decoder_blocks: int = Field(
+        default=4, ge=0, description="Blocks of the decoder; experts midway."
+    )
+    dilation: int = Field(
+        default=8, ge=1, description="Of a block's last convolution, in positions."
+    )
+    residual: Residual = Field(
+        default="stack_input", description="Where a block's second skip starts."
+    )
+    drop_prob: float = Field(default=0.1, ge=0, lt=1, description="Dropout of a block; paper 0.4.")
+    attention_drop_prob: float = Field(default=0.0, ge=0, lt=1, description="Dropout of attention.")
+    attention: Literal["all", "decoder", "none"] = Field(
+        default="all", description="Where attention is: everywhere, not in the encoder, nowhere."
+    )
+    attention_output: OutputMap = Field(
+        default="linear", description="Map after the heads are joined."
+    )
     join: Literal["time", "none"] = Field(
-        "time", description="The decoder runs over input and target in line, or target alone."
+        default="time",
+        description="The decoder runs over input and target in line, or target alone.",
     )
     experts: Literal["both", "encoder", "decoder", "none"] = Field(
-        "both", description="Which parts have a layer of experts."
+        default="both", description="Which parts have a layer of experts."
     )
-    num_experts: int = Field(8, ge=1, description="Experts of each such layer.")
-    active_experts: int = Field(4, ge=1, description="Experts of a position, k; at most all.")
-    expert_dim: int = Field(96, ge=1, description="Hidden width of an expert.")
-    gate_noise: GateNoise = Field("learned", description="Noise of the gate in training.")
-    balance_weight: float = Field(0.01, ge=0, description="Of importance and load losses.")
+    num_experts: int = Field(default=8, ge=1, description="Experts of each such layer.")
+    active_experts: int = Field(
+        default=4, ge=1, description="Experts of a position, k; at most all."
+    )
+    expert_dim: int = Field(default=96, ge=1, description="Hidden width of an expert.")
+    gate_noise: GateNoise = Field(default="learned", description="Noise of the gate in training.")
+    balance_weight: float = Field(default=0.01, ge=0, description="Of importance and load losses.")
 
     @classmethod
     def paper(cls) -> "Config":
@@ -305,7 +318,7 @@ def _joined_place(new: Encoded, seen_mask_BM: Tensor, *, memory: Memory | None =
 
 
 def _left_padded(encoded: Encoded) -> Encoded:
-    """The same positions in the same order, real ones last: what follows touches the last of them."""
+    """The same positions, real ones last and in order: what follows touches the last of them."""
     order_BS = encoded.mask_BS.to(torch.int8).argsort(dim=1, stable=True)
     index_BSD = order_BS.unsqueeze(-1).expand_as(encoded.values_BSD)
     return Encoded(encoded.values_BSD.gather(1, index_BSD), encoded.mask_BS.gather(1, order_BS))
