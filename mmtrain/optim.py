@@ -153,7 +153,12 @@ class OwnerAdamW(torch.optim.AdamW):
 
     def __init__(self, groups: Sequence[dict[str, Any]], *, config: OptimizerConfig) -> None:
         super().__init__(
-            groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True
+            groups,
+            lr=config.learning_rate,
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=0.0,  # the groups say which of them decay
+            fused=True,
         )
         for group in self.param_groups:
             group["active"] = False

@@ -90,6 +90,7 @@ def writers(sizes: Sequence[int], *, world_size: int) -> list[int]:
     return chosen
 
 
+@torch.no_grad()
 def read_entry(
     entry: Entry, piece: Piece | None, *, keys: Sequence[str], writer: int
 ) -> dict[str, Tensor] | None:
@@ -97,13 +98,15 @@ def read_entry(
     held = _overlap(entry, piece)
     if not dist.is_initialized() or dist.get_world_size() == 1:
         assert held is not None
-        return {key: held[1][key].reshape(entry.shape).cpu().clone() for key in keys}
+        return {
+            key: held[1][key].detach().float().reshape(entry.shape).cpu().clone() for key in keys
+        }
     device = "cuda" if dist.get_backend() == "nccl" else "cpu"
     bits = torch.zeros(len(keys), entry.numel, dtype=torch.int32, device=device)
     if held is not None:
         offset, tensors = held
         for row, key in zip(bits, keys, strict=True):
-            row[offset : offset + tensors[key].numel()] = tensors[key].view(torch.int32)
+            row[offset : offset + tensors[key].numel()] = tensors[key].float().view(torch.int32)
     dist.reduce(bits, dst=writer)
     if dist.get_rank() != writer:
         return None
