@@ -323,15 +323,21 @@ def split_units(job: SplitJob, *, data_dir: Path, config: BuildConfig) -> list[U
 def run_units(units: Sequence[Unit]) -> Iterator[UnitReport]:
     """Writes the shards of units by Ray tasks; reports come as they are done."""
     start_ray()
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    with ray.data.DataContext.current(context):
+    with ray.data.DataContext.current(quiet_context()):
         dataset = ray.data.from_items(
             [{"unit": pickle.dumps(unit)} for unit in units], override_num_blocks=len(units)
         ).map(write_row)
     for row in dataset.iter_rows():
         yield pickle.loads(row["report"])
+
+
+def quiet_context() -> ray.data.DataContext:
+    """Settings of Ray Data for Datasets that leave the terminal to us; its log file has all."""
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it logs each start and end as INFO
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    return context
 
 
 def write_row(row: dict[str, bytes]) -> dict[str, bytes]:

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines import modalities
 from pipelines.batch import Batch
+from pipelines.build import quiet_context
 from pipelines.errors import MMTrainError, StreamError
 from pipelines.modalities import Feature, Padded
 from pipelines.plan import BatchPlan, Plan, PlannedBatch
@@ -220,9 +221,7 @@ def _dataset(plan: BatchPlan, begin: int, end: int, config: StreamConfig) -> ray
     """Ranges of steps in; tables of batches out, in order, within this rank's share."""
     starts = range(begin, end, config.steps_per_read)
     ranges = [{"begin": start, "end": min(start + config.steps_per_read, end)} for start in starts]
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    context = quiet_context()
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ray.data.ExecutionResources(
         cpu=config.num_cpus, object_store_memory=config.buffer_bytes
