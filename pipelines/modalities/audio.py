@@ -74,6 +74,8 @@ def encode(value: object, *, feature: AudioFeature, vocabulary: Vocabulary) -> n
     samples_L, rate_hz = read_samples(value, max_s=feature.max_s)
     if rate_hz != feature.sample_rate_hz:
         samples_L = soxr.resample(samples_L, rate_hz, feature.sample_rate_hz)
+    if not len(samples_L):
+        raise BadExampleError("empty sound: no samples")
     if feature.representation == "waveform":
         return samples_L.astype(np.float32)
     return log_mel(samples_L, feature=feature)
@@ -93,8 +95,6 @@ def read_samples(data: bytes, *, max_s: float) -> tuple[np.ndarray, int]:
     except soundfile.LibsndfileError as error:
         raise BadExampleError(f"unreadable sound ({len(data)} bytes): {error}") from error
     refuse_truncated_wav(data)
-    if not len(samples):
-        raise BadExampleError("empty sound: no samples")
     if not np.isfinite(samples).all():
         raise BadExampleError("sound holds samples that are not finite")
     return samples.mean(axis=1), rate_hz

@@ -28,7 +28,7 @@ collate = text_modality.collate
 
 # What EVALB's COLLINS.prm leaves out when it scores: https://nlp.cs.nyu.edu/evalb/
 UNSCORED_LABELS = frozenset({"TOP", "ROOT", "S1", ""})
-UNSCORED_TAGS = frozenset({",", ":", "``", "''", "."})
+UNSCORED_TAGS = frozenset({",", ":", "``", "''", ".", "-NONE-"})
 SAME_LABELS = {"PRT": "ADVP"}
 
 MAX_DEPTH = 200

@@ -1,3 +1,5 @@
+import contextlib
+
 import numpy as np
 import pytest
 
@@ -107,3 +109,13 @@ def test_collated_is_padded_with_zero():
 
 def test_representation_names_the_net():
     assert (LOG_MEL.net, WAVEFORM.net) == ("spectral", "waveform")
+
+
+def test_random_damage_to_a_header_is_refused_or_read_and_never_anything_else():
+    rng = np.random.default_rng(0)
+    data = to_wav(tone(440, seconds=0.1), rate_hz=8_000)
+    for _ in range(300):
+        damaged = np.frombuffer(data, np.uint8).copy()
+        damaged[rng.integers(48, size=2)] = rng.integers(256, size=2)
+        with contextlib.suppress(BadExampleError):
+            assert np.isfinite(encode(damaged.tobytes(), LOG_MEL)).all()

@@ -1,3 +1,4 @@
+import contextlib
 import io
 
 import numpy as np
@@ -101,3 +102,16 @@ def test_collated_is_stacked():
     padded = image.collate([np.zeros((2, 3, 1), np.uint8)] * 4, feature=GREY)
     assert padded.values.shape == (4, 2, 3, 1)
     assert padded.lengths.tolist() == [2, 2, 2, 2]
+
+
+def test_random_damage_is_refused_or_read_and_never_anything_else():
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))
+    for file_format in ("PNG", "JPEG", "GIF", "BMP"):
+        file = io.BytesIO()
+        picture.save(file, format=file_format)
+        for _ in range(100):
+            damaged = np.frombuffer(file.getvalue(), np.uint8).copy()
+            damaged[rng.integers(len(damaged), size=3)] = rng.integers(256, size=3)
+            with contextlib.suppress(BadExampleError):
+                assert encode(damaged.tobytes(), feature=RGB).shape == (2, 2, 3)
