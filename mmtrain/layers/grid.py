@@ -102,7 +102,9 @@ def max_pool(
         cut = kernel[0] - 1 - kernel[0] // 2
         x_BYXC = F.pad(x_BYXC, (0, 0, 0, 0, cut, -cut), value=lowest)
     padding = (kernel[0] // 2, kernel[1] // 2)
-    return F.max_pool2d(x_BYXC.permute(0, 3, 1, 2), kernel, stride, padding).permute(0, 2, 3, 1)
+    pooled = F.max_pool2d(x_BYXC.permute(0, 3, 1, 2), kernel, stride, padding)
+    left_B = None if lengths_B is None else stride_lengths(lengths_B, stride[0])
+    return mask_rows(pooled.permute(0, 2, 3, 1), left_B)  # a window of padding alone had `lowest`
 
 
 class ConvRes(nn.Module):
