@@ -7,6 +7,7 @@ a folder without it does not exist.
 
 import functools
 import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ class Shard(BaseModel):
     file: str = Field(pattern=r"^shard-\d+\.parquet$")
     num_bytes: int = Field(ge=1)
     digest: str = Field(description="SHA-256 of the file.")
+    footer_digest: str = Field(description="Of its footer, which no page checksum covers.")
     row_groups: tuple[RowGroup, ...]
 
 
@@ -89,9 +91,9 @@ class Manifest(BaseModel):
         return np.array([group.bucket for shard in self.shards for group in shard.row_groups])
 
     @functools.cached_property
-    def group_places(self) -> tuple[tuple[str, int], ...]:
-        """File and number within it of each row group of the split."""
-        return tuple((s.file, i) for s in self.shards for i in range(len(s.row_groups)))
+    def group_places(self) -> tuple[tuple[Shard, int], ...]:
+        """Shard and number within it of each row group of the split."""
+        return tuple((s, i) for s in self.shards for i in range(len(s.row_groups)))
 
 
 def shard_folder(data_dir: Path, *, task: str, split: str) -> Path:
@@ -113,6 +115,15 @@ def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def footer_digest(path: Path) -> str:
+    """SHA-256 of a Parquet file's footer: its metadata, their length (4 bytes) and the mark."""
+    with path.open("rb") as file:
+        file.seek(-8, os.SEEK_END)
+        size = min(int.from_bytes(file.read(4), "little") + 8, file.seek(0, os.SEEK_END))
+        file.seek(-size, os.SEEK_END)
+        return hashlib.sha256(file.read()).hexdigest()
 
 
 def open_manifest(folder: Path) -> Manifest:
@@ -216,6 +227,16 @@ class ShardReader:
             for number, offset in zip(groups.tolist(), offsets.tolist(), strict=True)
         ]
 
+    @property
+    def held_bytes(self) -> int:
+        """Decoded row groups kept, in bytes."""
+        return self._held_bytes
+
+    @property
+    def num_open_files(self) -> int:
+        """Files kept open."""
+        return len(self._files)
+
     def _group(self, task: str, number: int) -> "_Group":
         key = (task, number)
         if key in self._groups:
@@ -228,18 +249,20 @@ class ShardReader:
         return group
 
     def _load(self, manifest: Manifest, number: int) -> "_Group":
-        file, index = manifest.group_places[number]
-        path = manifest.folder / file
+        shard, index = manifest.group_places[number]
+        path = manifest.folder / shard.file
         try:
-            table = self._file(path).read_row_group(index, columns=SCHEMA.names[1:])
+            table = self._file(path, shard).read_row_group(index, columns=SCHEMA.names[1:])
         except (OSError, pa.ArrowInvalid) as error:
             raise _changed(path, str(error)) from error
         return _Group(table, manifest)
 
-    def _file(self, path: Path) -> pq.ParquetFile:
+    def _file(self, path: Path, shard: Shard) -> pq.ParquetFile:
         if path in self._files:
             self._files.move_to_end(path)
             return self._files[path]
+        if footer_digest(path) != shard.footer_digest:
+            raise _changed(path, "its footer is another")
         file = self._files[path] = pq.ParquetFile(path, page_checksum_verification=True)
         if len(self._files) > self._open_files:
             self._files.popitem(last=False)[1].close()

@@ -279,18 +279,21 @@ def to_table(batches: list[Batch]) -> pa.Table:
 
 def from_table(table: pa.Table) -> list[Batch]:
     """The batches of `to_table`; arrays are copies, so that no block stays in the object store."""
-    columns = {name: table[name].to_pylist() for name in table.column_names}
+    names = [name for name in table.column_names if name not in ARRAYS]
+    columns = {name: table[name].to_pylist() for name in names}
     return [
         Batch(
             step=columns["step"][row],
             micro=columns["micro"][row],
             task=columns["task"][row],
-            **{name: _array(columns, name, row) for name in ARRAYS},
+            **{
+                name: np.frombuffer(
+                    table[name][row].as_buffer(), np.dtype(columns[f"{name}_dtype"][row])
+                )
+                .reshape(columns[f"{name}_shape"][row])
+                .copy()
+                for name in ARRAYS
+            },
         )
         for row in range(table.num_rows)
     ]
-
-
-def _array(columns: Mapping[str, list[Any]], name: str, row: int) -> np.ndarray:
-    flat = np.frombuffer(columns[name][row], columns[f"{name}_dtype"][row])
-    return flat.reshape(columns[f"{name}_shape"][row])

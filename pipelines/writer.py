@@ -21,7 +21,7 @@ from pipelines import modalities, readers
 from pipelines.errors import BadExampleError, BuildError
 from pipelines.modalities import Feature
 from pipelines.readers import Piece, RawRow
-from pipelines.shards import SCHEMA, Example, RowGroup, Shard, file_digest
+from pipelines.shards import SCHEMA, Example, RowGroup, Shard, file_digest, footer_digest
 from pipelines.task import Split, Task
 from pipelines.vocabulary import Vocabulary
 
@@ -187,6 +187,7 @@ class ShardWriter:
             file=self.path.name,
             num_bytes=self.path.stat().st_size,
             digest=file_digest(self.path),
+            footer_digest=footer_digest(self.path),
             row_groups=tuple(self._groups),
         )
 

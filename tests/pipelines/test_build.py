@@ -1,0 +1,211 @@
+import errno
+import json
+import os
+
+import pytest
+
+from pipelines import build as build_module
+from pipelines.build import (
+    SplitJob,
+    build_splits,
+    finish_split,
+    is_fresh,
+    joint_vocabulary,
+    plan_split,
+    split_units,
+)
+from pipelines.errors import BuildError
+from pipelines.fingerprint import syntax
+from pipelines.shards import COMPLETED, QUARANTINE, open_manifest, shard_folder
+from pipelines.writer import UnitReport, write_unit
+from tests.pipelines.toy_corpus import build_toy, toy_config, toy_task, write_raw
+
+LENGTHS = [3, 5, 2, 8, 3] * 10
+
+
+@pytest.fixture
+def no_ray(monkeypatch):
+    """Units are written here, one after the other."""
+    monkeypatch.setattr(build_module, "run_units", lambda units: map(write_unit, units))
+
+
+def job_of(data_dir, **fields) -> SplitJob:
+    config, task = toy_config(), toy_task(**fields)
+    vocabulary = joint_vocabulary([task], data_dir=data_dir, config=config)
+    return plan_split(task, "train", data_dir=data_dir, vocabulary=vocabulary, config=config)
+
+
+def reports_of(job: SplitJob, data_dir) -> list[UnitReport]:
+    units = split_units(job, data_dir=data_dir, config=toy_config())
+    return [write_unit(unit) for unit in units]
+
+
+def run(job: SplitJob, data_dir, **config) -> None:
+    settings = toy_config().model_copy(update=config)
+    build_splits([job], data_dir=data_dir, config=settings, progress=None)
+
+
+def test_split_is_cut_into_shards_in_the_order_of_its_rows(tmp_path):
+    manifest = build_toy(tmp_path, lengths=LENGTHS)
+    assert [shard.file for shard in manifest.shards] == [f"shard-{i:05d}.parquet" for i in range(4)]
+    rows = [sum(group.rows for group in shard.row_groups) for shard in manifest.shards]
+    assert rows == [15, 16, 16, 3]  # the first of 16 lines is the header
+    assert manifest.num_examples == 50
+    assert manifest.stats["longest_input"] == 10  # a blank, eight digits and the end
+
+
+def test_building_twice_gives_the_same_digest(tmp_path):
+    first = build_toy(tmp_path / "a", lengths=LENGTHS)
+    assert build_toy(tmp_path / "b", lengths=LENGTHS).digest == first.digest
+    assert build_toy(tmp_path / "c", lengths=LENGTHS[1:]).digest != first.digest
+
+
+def test_bad_records_are_set_aside_with_place_and_reason(tmp_path, no_ray):
+    path = write_raw(tmp_path, lengths=[3] * 20)
+    path.write_bytes(path.read_bytes() + b"caf\xe9\tx\none\n\tx\n" + b"1" * 70 + b"\tx\n")
+    job = job_of(tmp_path)
+    run(job, tmp_path, max_bad_share=0.2)
+    manifest = open_manifest(job.folder)
+    assert (manifest.num_examples, manifest.num_quarantined) == (20, 4)
+    lines = [json.loads(line) for line in (job.folder / QUARANTINE).read_text().splitlines()]
+    assert [line["origin"] for line in lines] == [f"part.tsv:{i}" for i in (22, 23, 24, 25)]
+    reasons = [line["reason"] for line in lines]
+    assert reasons[0].startswith("not UTF-8")
+    assert reasons[1] == "1 columns, the header has 2"
+    assert reasons[2].startswith("empty text")
+    assert reasons[3].startswith("71 tokens, at most 64")
+
+
+def test_too_many_bad_records_fail_the_build_and_leave_nothing(tmp_path, no_ray):
+    path = write_raw(tmp_path, lengths=[3] * 50)
+    path.write_bytes(path.read_bytes() + b"caf\xe9\tx\n")
+    job = job_of(tmp_path)
+    with pytest.raises(BuildError, match=r"1 of 51 records are bad, 2.0%.*part.tsv:52 \(not UTF-8"):
+        run(job, tmp_path)
+    assert list(job.folder.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("stage", ["plan", "first unit", "last unit", "seal", "rename"])
+def test_failure_at_any_stage_leaves_no_completed_and_the_old_split_stands(
+    tmp_path, monkeypatch, no_ray, stage
+):
+    write_raw(tmp_path, lengths=LENGTHS)
+    old = job_of(tmp_path)
+    run(old, tmp_path)
+    digest = open_manifest(old.folder).digest
+    write_raw(tmp_path, lengths=LENGTHS[1:])
+    job = job_of(tmp_path)
+    assert not is_fresh(job)
+    break_at(stage, monkeypatch)
+    with pytest.raises((RuntimeError, BuildError)):
+        run(job, tmp_path)
+    monkeypatch.undo()
+    assert open_manifest(old.folder).digest == digest
+    assert [path.name for path in old.folder.parent.iterdir()] == ["train"]
+
+
+def break_at(stage: str, monkeypatch) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise RuntimeError("the power went")
+
+    if stage == "plan":
+        monkeypatch.setattr(build_module.readers, "pieces", fail)
+    elif stage == "seal":
+        monkeypatch.setattr(build_module, "seal", fail)
+    elif stage == "rename":
+        monkeypatch.setattr(build_module.Path, "rename", fail)
+    else:
+        last = {"first unit": 0, "last unit": 3}[stage]
+        monkeypatch.setattr(
+            build_module,
+            "run_units",
+            lambda units: (fail() if u.number == last else write_unit(u) for u in units),
+        )
+
+
+def test_full_disk_is_one_clear_error(tmp_path, monkeypatch, no_ray):
+    write_raw(tmp_path, lengths=LENGTHS)
+    job = job_of(tmp_path)
+
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("pipelines.writer.pq.ParquetWriter", full)
+    with pytest.raises(BuildError, match="copy train: no space left on the disk of"):
+        run(job, tmp_path)
+    assert not shard_folder(tmp_path, task="copy", split="train").exists()
+
+
+def test_one_split_that_fails_does_not_undo_another(tmp_path, no_ray):
+    write_raw(tmp_path, name="good", lengths=LENGTHS)
+    path = write_raw(tmp_path, name="bad", lengths=LENGTHS)
+    path.write_bytes(path.read_bytes() + b"\xff\t\xff\n" * 9)
+    good, bad = job_of(tmp_path, name="good"), job_of(tmp_path, name="bad")
+    with pytest.raises(BuildError, match="bad train: 9 of 59"):
+        build_splits([bad, good], data_dir=tmp_path, config=toy_config(), progress=None)
+    assert open_manifest(good.folder).num_examples == 50
+    assert not bad.folder.exists()
+
+
+def test_split_is_fresh_until_a_file_a_feature_or_code_changes(tmp_path, monkeypatch, no_ray):
+    path = write_raw(tmp_path, lengths=LENGTHS)
+    job = job_of(tmp_path)
+    assert not is_fresh(job)
+    run(job, tmp_path)
+    assert is_fresh(job_of(tmp_path))
+    assert is_fresh(job_of(tmp_path, batch_size=12, loss_weight=2.0))
+    assert not is_fresh(job_of(tmp_path, bucket_bounds=(4,)))
+    code = build_module.modalities.load("text").__name__
+    monkeypatch.setattr("pipelines.fingerprint._code_digest", lambda name: f"other {code}")
+    assert not is_fresh(job_of(tmp_path))
+    monkeypatch.undo()
+    os.utime(path, (1, 1))
+    assert not is_fresh(job_of(tmp_path))
+
+
+def test_half_built_split_is_not_fresh(tmp_path, no_ray):
+    write_raw(tmp_path, lengths=LENGTHS)
+    job = job_of(tmp_path)
+    run(job, tmp_path)
+    (job.folder / COMPLETED).unlink()
+    assert not is_fresh(job)
+
+
+def test_code_counts_by_its_syntax():
+    plain = syntax("def f(x):\n    return x + 1\n")
+    assert syntax('"""About."""\n\ndef f(x):  # why\n    """Doc."""\n    return x  + 1') != plain
+    assert syntax('def f(x):\n    """Doc."""\n    return x+1  # why\n') == syntax(
+        'def f(x):\n    """Other."""\n\n    return x + 1\n'
+    )
+    assert syntax("def f(x):\n    return x + 2\n") != plain
+
+
+def test_vocabulary_stays_for_fewer_tasks_and_changes_with_the_text(tmp_path):
+    for name in ("a", "b"):
+        write_raw(tmp_path, name=name, lengths=LENGTHS)
+    tasks, config = [toy_task("a"), toy_task("b")], toy_config()
+    both = joint_vocabulary(tasks, data_dir=tmp_path, config=config)
+    path = tmp_path / "vocabulary.json"
+    written = path.stat().st_mtime_ns
+    assert joint_vocabulary(tasks[:1], data_dir=tmp_path, config=config) == both
+    assert path.stat().st_mtime_ns == written
+    write_raw(tmp_path, name="a", lengths=LENGTHS[1:])
+    joint_vocabulary(tasks[:1], data_dir=tmp_path, config=config)
+    assert path.stat().st_mtime_ns != written
+
+
+def test_order_of_tasks_does_not_change_the_vocabulary(tmp_path):
+    for name in ("a", "b"):
+        for folder in ("one", "two"):
+            write_raw(tmp_path / folder, name=name, lengths=LENGTHS)
+    tasks, config = [toy_task("a"), toy_task("b")], toy_config()
+    one = joint_vocabulary(tasks, data_dir=tmp_path / "one", config=config)
+    two = joint_vocabulary(tasks[::-1], data_dir=tmp_path / "two", config=config)
+    assert one.digest == two.digest
+
+
+def test_finished_split_without_a_good_row_is_refused(tmp_path):
+    write_raw(tmp_path, lengths=[70])
+    job = job_of(tmp_path)
+    (failure,) = finish_split(job, reports_of(job, tmp_path), max_bad_share=1.0)
+    assert "1 of 1 records are bad" in failure
