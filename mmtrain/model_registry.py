@@ -13,6 +13,7 @@ import binascii
 import importlib.metadata
 import json
 import logging
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -37,6 +38,8 @@ from mmtrain.export import Bundle, load_bundle
 from mmtrain.predictor import PredictionError, Predictor
 from mmtrain.tracking import find_experiment
 from pipelines.errors import MMTrainError
+from pipelines.modalities.audio import AudioFeature, to_wav
+from pipelines.modalities.image import ImageFeature, to_png
 
 logger = logging.getLogger(__name__)
 
@@ -137,8 +140,9 @@ def download_bundle(uri: str, *, tracking_uri: str | None = None) -> Bundle:
     tracking_uri = tracking_uri or mlflow.get_tracking_uri()
     with tempfile.TemporaryDirectory() as temporary:
         try:
+            source = _download_uri(uri, tracking_uri=tracking_uri)
             model = mlflow.artifacts.download_artifacts(
-                uri, dst_path=temporary, tracking_uri=tracking_uri, registry_uri=tracking_uri
+                source, dst_path=temporary, tracking_uri=tracking_uri
             )
         except MlflowException as error:
             raise RegistryError(
@@ -149,6 +153,18 @@ def download_bundle(uri: str, *, tracking_uri: str | None = None) -> Bundle:
         if not folder.is_dir():
             raise RegistryError(f"{uri} holds no bundle of ours; register it with `register`")
         return load_bundle(folder)
+
+
+def _download_uri(uri: str, *, tracking_uri: str) -> str:
+    """Where the files of a version are; MLflow's own look-up asks the process-wide registry."""
+    parts = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
+    if parts is None:
+        raise RegistryError(f"{uri!r} is no version; write models:/NAME@ALIAS or models:/NAME/3")
+    name, alias, version = parts.groups()
+    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+    if alias:
+        version = client.get_model_version_by_alias(name, alias).version
+    return client.get_model_version_download_uri(name, str(version))
 
 
 def lineage_tags(bundle: Bundle) -> dict[str, str]:
@@ -191,6 +207,7 @@ def _upload(client: MlflowClient, folder: Path, *, bundle: Bundle, run_id: str) 
             artifacts={_ARTIFACT: str(folder.resolve())},
             code_paths=[str(code) for code in _sources(Path(temporary))],
             signature=signature(),
+            input_example=input_example(bundle),
             pip_requirements=[_pinned(package) for package in REQUIREMENTS],
             metadata={"bundle_digest": bundle.digest},
         )
@@ -226,6 +243,23 @@ def signature() -> ModelSignature:
         inputs=Schema([text("task"), text("input")]),
         outputs=Schema([*outputs, text("tree", required=False)]),
     )
+
+
+def input_example(bundle: Bundle) -> pd.DataFrame:
+    """A row for each task: a digit as text, a black picture, half a second of silence."""
+    rows = []
+    for name, task in bundle.card.tasks.items():
+        feature = task.inputs
+        if isinstance(feature, ImageFeature):
+            shape = (feature.height, feature.width, 3)
+            value = base64.b64encode(to_png(np.zeros(shape, dtype=np.uint8))).decode()
+        elif isinstance(feature, AudioFeature):
+            silence = np.zeros(feature.sample_rate_hz // 2, dtype=np.float32)
+            value = base64.b64encode(to_wav(silence, rate_hz=feature.sample_rate_hz)).decode()
+        else:
+            value = "7"
+        rows.append({"task": name, "input": value})
+    return pd.DataFrame(rows)
 
 
 class ServedModel(PythonModel):
