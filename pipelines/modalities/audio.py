@@ -70,12 +70,12 @@ def encode(value: object, *, feature: AudioFeature, vocabulary: Vocabulary) -> n
         BadExampleError: not a sound file, cut short, empty, not finite, or longer than `max_s`.
     """
     if not isinstance(value, bytes):
-        raise BadExampleError(f"expected the bytes of a sound file, got {type(value).__name__}")
+        raise BadExampleError(f"wrong type: {type(value).__name__}, not the bytes of a sound")
     samples_L, rate_hz = read_samples(value, max_s=feature.max_s)
     if rate_hz != feature.sample_rate_hz:
         samples_L = soxr.resample(samples_L, rate_hz, feature.sample_rate_hz)
     if not len(samples_L):
-        raise BadExampleError("empty sound: no samples")
+        raise BadExampleError("empty sound: it has no samples")
     if feature.representation == "waveform":
         return samples_L.astype(np.float32)
     return log_mel(samples_L, feature=feature)
@@ -89,14 +89,15 @@ def read_samples(data: bytes, *, max_s: float) -> tuple[np.ndarray, int]:
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             if file.frames > max_s * file.samplerate:
-                raise BadExampleError(f"{file.frames / file.samplerate:.1f} s, at most {max_s} s")
+                length_s = file.frames / file.samplerate
+                raise BadExampleError(f"sound too long: {length_s:.1f} s, at most {max_s} s")
             samples = file.read(dtype="float32", always_2d=True)
             rate_hz = file.samplerate
     except soundfile.LibsndfileError as error:
-        raise BadExampleError(f"unreadable sound ({len(data)} bytes): {error}") from error
+        raise BadExampleError(f"unreadable sound: {error} ({len(data)} bytes)") from error
     refuse_truncated_wav(data)
     if not np.isfinite(samples).all():
-        raise BadExampleError("sound holds samples that are not finite")
+        raise BadExampleError("samples not finite: NaN or infinity in the sound")
     return samples.mean(axis=1), rate_hz
 
 

@@ -60,7 +60,7 @@ def encode(value: object, *, feature: ImageFeature, vocabulary: Vocabulary) -> n
         BadExampleError: not a picture, cut short, or of more pixels than `max_pixels`.
     """
     if not isinstance(value, bytes):
-        raise BadExampleError(f"expected the bytes of an image, got {type(value).__name__}")
+        raise BadExampleError(f"wrong type: {type(value).__name__}, not the bytes of an image")
     picture = to_channels(open_picture(value, max_pixels=feature.max_pixels), feature.channels)
     if picture.size != (feature.width, feature.height):
         picture = picture.resize((feature.width, feature.height), Image.Resampling.BILINEAR)
@@ -75,12 +75,16 @@ def open_picture(data: bytes, *, max_pixels: int) -> Image.Image:
             picture = Image.open(io.BytesIO(data))
         width, height = picture.size
         if width * height > max_pixels:
-            raise BadExampleError(f"image of {width} x {height} pixels, at most {max_pixels}")
+            raise BadExampleError(
+                f"image too large: {width} x {height} pixels, at most {max_pixels}"
+            )
         picture.load()
     except UnidentifiedImageError as error:
-        raise BadExampleError(f"not an image that Pillow reads ({len(data)} bytes)") from error
+        raise BadExampleError(
+            f"not an image: Pillow reads none in these {len(data)} bytes"
+        ) from error
     except UNREADABLE as error:
-        raise BadExampleError(f"unreadable image ({len(data)} bytes): {error}") from error
+        raise BadExampleError(f"unreadable image: {error} ({len(data)} bytes)") from error
     return ImageOps.exif_transpose(picture)
 
 

@@ -31,7 +31,7 @@ def encode(value: object, *, feature: LabelFeature, vocabulary: Vocabulary) -> n
     """
     name = str(value)
     if name not in feature.classes:
-        raise BadExampleError(f"no class {name!r}; there are: {', '.join(feature.classes)}")
+        raise BadExampleError(f"unknown class: {name!r}, not of {', '.join(feature.classes)}")
     return np.array([feature.classes.index(name)], dtype=np.int32)
 
 

@@ -44,10 +44,10 @@ def text_of(value: object, *, feature: Feature) -> str:
                 f"not UTF-8: byte {error.start} is 0x{value[error.start]:02x}; save it as UTF-8"
             ) from error
     if not isinstance(value, str):
-        raise BadExampleError(f"expected text, got {type(value).__name__}")
+        raise BadExampleError(f"wrong type: {type(value).__name__}, not text")
     text = " ".join(unicodedata.normalize("NFC", value).split())
     if not text:
-        raise BadExampleError("empty text")
+        raise BadExampleError("empty text: nothing but blanks")
     return text
 
 
@@ -66,7 +66,7 @@ def token_ids(text: str, *, max_tokens: int, vocabulary: Vocabulary) -> np.ndarr
     """Token ids of a text in normal form, EOS last: int32 (L,), L at most `max_tokens`."""
     ids = [*vocabulary.encode(text), EOS_ID]
     if len(ids) > max_tokens:
-        raise BadExampleError(f"{len(ids)} tokens, at most {max_tokens}: {text[:40]!r}...")
+        raise BadExampleError(f"too long: {len(ids)} tokens, at most {max_tokens}: {text[:40]!r}")
     return np.array(ids, dtype=np.int32)
 
 

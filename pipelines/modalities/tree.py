@@ -83,7 +83,7 @@ def parse_brackets(text: str) -> Tree:
     symbols = re.findall(r"[()]|[^\s()]+", text)
     tree, place = _read_constituent(symbols, place=0, depth=0)
     if place < len(symbols):
-        raise BadExampleError(f"{symbols[place]!r} after the end of the tree: {text[:60]!r}")
+        raise BadExampleError(f"not one tree: {symbols[place]!r} after the end of {text[:60]!r}")
     return tree.children[0] if tree.label == "" and len(tree.children) == 1 else tree
 
 
@@ -91,9 +91,9 @@ def _read_constituent(symbols: Sequence[str], *, place: int, depth: int) -> tupl
     """The constituent that opens at `place`, and the place after it."""
     if place >= len(symbols) or symbols[place] != "(":
         found = symbols[place] if place < len(symbols) else "the end"
-        raise BadExampleError(f"expected an opening bracket, found {found!r}")
+        raise BadExampleError(f"no opening bracket: {found!r} in its place")
     if depth > MAX_DEPTH:
-        raise BadExampleError(f"tree deeper than {MAX_DEPTH}")
+        raise BadExampleError(f"too deep: over {MAX_DEPTH} brackets inside each other")
     place += 1
     label = ""
     if place < len(symbols) and symbols[place] not in "()":
@@ -107,9 +107,9 @@ def _read_constituent(symbols: Sequence[str], *, place: int, depth: int) -> tupl
     if place >= len(symbols):
         raise BadExampleError(f"unbalanced brackets: ({label} is not closed")
     if symbols[place] != ")":
-        raise BadExampleError(f"word {symbols[place]!r} beside constituents in ({label}")
+        raise BadExampleError(f"word beside constituents: {symbols[place]!r} in ({label}")
     if not children:
-        raise BadExampleError(f"({label} ) has neither word nor children")
+        raise BadExampleError(f"empty constituent: ({label} ) has neither word nor children")
     return Tree(label, tuple(children)), place + 1
 
 
@@ -117,7 +117,7 @@ def _read_word(symbols: Sequence[str], *, place: int, label: str) -> tuple[Tree,
     if place + 1 >= len(symbols):
         raise BadExampleError(f"unbalanced brackets: ({label} {symbols[place]} is not closed")
     if symbols[place + 1] != ")":
-        raise BadExampleError(f"expected ')' after ({label} {symbols[place]}")
+        raise BadExampleError(f"more than a word: ({label} {symbols[place]} {symbols[place + 1]}")
     return Tree(label, word=symbols[place]), place + 2
 
 
@@ -172,7 +172,9 @@ def delinearise(text: str, *, sentence: str) -> Tree:
     if linearise(tree) != " ".join(text.split()):
         raise BadExampleError(f"unbalanced brackets: {text[:60]!r}")
     if len(list(tree.tags())) != len(words):
-        raise BadExampleError(f"{len(list(tree.tags()))} parts of speech, {len(words)} words")
+        raise BadExampleError(
+            f"wrong length: {len(list(tree.tags()))} parts of speech, {len(words)} words"
+        )
     return _with_words(tree, words=iter(words))
 
 

@@ -38,8 +38,8 @@ def test_spellings_of_one_string_are_one_string():
         (b"in 3 \xe9", "not UTF-8: byte 5 is 0xe9"),
         ("", "empty text"),
         (" \n", "empty text"),
-        (None, "expected text, got NoneType"),
-        (3, "expected text, got int"),
+        (None, "wrong type: NoneType"),
+        (3, "wrong type: int"),
     ],
 )
 def test_what_is_not_text_is_refused_with_the_reason(value: object, reason: str):
