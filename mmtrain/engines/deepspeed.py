@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mmtrain.engines import EngineConfig, ParameterState, StepStats, check_combination
+from mmtrain.engines.open_outputs import open_outputs
 from mmtrain.engines.pieces import (
     Entry,
     Piece,
@@ -97,6 +98,8 @@ class DeepSpeedEngine:
             config=deepspeed_config(config, optimizer=optimizer),
             dist_init_required=False,
         )
+        if self._stage == 3:
+            open_outputs(wrapped)
         return engine
 
     def _create_states(self) -> None:

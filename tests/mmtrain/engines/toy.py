@@ -50,6 +50,11 @@ class Spread(torch.autograd.Function):
         return torch.cat(parts), None
 
 
+@dataclass(frozen=True, slots=True)
+class Mixed:
+    rows: Tensor
+
+
 class ToyExperts(nn.Module):
     """Every row goes through every expert, weighted by a soft gate."""
 
@@ -67,7 +72,7 @@ class ToyExperts(nn.Module):
         self.w_in = nn.Parameter(own)
         self.w_in.is_expert = True  # type: ignore[attr-defined]
 
-    def forward(self, rows: Tensor) -> Tensor:
+    def forward(self, rows: Tensor) -> "Mixed":
         weights = self.gate(rows).softmax(dim=-1)
         if self.group is not None:
             rows, weights = Gather.apply(rows, self.group), Gather.apply(weights, self.group)
@@ -75,10 +80,10 @@ class ToyExperts(nn.Module):
         for index, expert in enumerate(self.w_in.unbind(0)):
             gate = weights[:, self.first_expert + index, None]
             total = total + gate * torch.tanh(rows @ expert)
-        return total if self.group is None else Spread.apply(total, self.group)
+        return Mixed(total if self.group is None else Spread.apply(total, self.group))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ToyOutputs:
     logits: Tensor
 
@@ -104,7 +109,7 @@ class ToyModel(nn.Module):
 
     def forward(self, *, task: str, inputs: Tensor, **_: Any) -> ToyOutputs:
         rows = self.stem(inputs)
-        return ToyOutputs(self.heads[task](self.norm(rows + self.moe(rows))))
+        return ToyOutputs(self.heads[task](self.norm(rows + self.moe(rows).rows)))
 
 
 def toy_model(seed: int = 0) -> ToyModel:
