@@ -65,7 +65,7 @@ class Stepper:
         self._tokens: list[Tensor] = []
 
     def next(self, last_B: Tensor) -> Tensor:
-        """Log-probabilities (B, V) of what follows `last_B`, at first the command; padding never."""
+        """Log-probabilities (B, V) of what follows `last_B` (first the command); padding never."""
         self._tokens.append(last_B)
         if self._memory is None:
             shifted = self._head.resume(torch.stack(self._tokens, dim=1))

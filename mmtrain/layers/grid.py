@@ -74,11 +74,9 @@ class GridConvStep(nn.Module):
         self, dim: int, out_dim: int, *, kernel: Pair, stride: Pair = (1, 1), ends: Ends = "same"
     ) -> None:
         super().__init__()
-        above = kernel[0] - 1 if ends == "left" else kernel[0] // 2
-        self.cut = above - kernel[0] // 2
-        self.depthwise = nn.Conv2d(
-            dim, dim, kernel, stride, (kernel[0] // 2, kernel[1] // 2), groups=dim, bias=False
-        )
+        self.above = kernel[0] - 1 if ends == "left" else 0
+        padding = (0 if ends == "left" else kernel[0] // 2, kernel[1] // 2)
+        self.depthwise = nn.Conv2d(dim, dim, kernel, stride, padding, groups=dim, bias=False)
         self.pointwise = nn.Linear(dim, out_dim, bias=False)
         self.norm = nn.LayerNorm(out_dim, eps=EPSILON)
         nn.init.orthogonal_(self.depthwise.weight)
@@ -86,8 +84,8 @@ class GridConvStep(nn.Module):
 
     def forward(self, x_BYXC: Tensor, lengths_B: Tensor | None) -> Tensor:
         x_BYXC = mask_rows(x_BYXC.relu(), lengths_B)
-        if self.cut:
-            x_BYXC = F.pad(x_BYXC, (0, 0, 0, 0, self.cut, -self.cut))
+        if self.above:
+            x_BYXC = F.pad(x_BYXC, (0, 0, 0, 0, self.above, 0))
         x_BYXC = self.depthwise(x_BYXC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         return self.norm(self.pointwise(x_BYXC))
 
@@ -98,10 +96,10 @@ def max_pool(
     """The largest value of each window, channel by channel; padding never wins."""
     lowest = torch.finfo(x_BYXC.dtype).min
     x_BYXC = mask_rows(x_BYXC, lengths_B, fill=lowest)
-    if ends == "left" and kernel[0] > 1:
-        cut = kernel[0] - 1 - kernel[0] // 2
-        x_BYXC = F.pad(x_BYXC, (0, 0, 0, 0, cut, -cut), value=lowest)
     padding = (kernel[0] // 2, kernel[1] // 2)
+    if ends == "left":
+        x_BYXC = F.pad(x_BYXC, (0, 0, 0, 0, kernel[0] - 1, 0), value=lowest)
+        padding = (0, kernel[1] // 2)
     pooled = F.max_pool2d(x_BYXC.permute(0, 3, 1, 2), kernel, stride, padding)
     left_B = None if lengths_B is None else stride_lengths(lengths_B, stride[0])
     return mask_rows(pooled.permute(0, 2, 3, 1), left_B)  # a window of padding alone had `lowest`

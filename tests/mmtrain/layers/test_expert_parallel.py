@@ -1,0 +1,64 @@
+"""Experts divided over two processes compute what one process with all of them computes."""
+
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch.testing import assert_close
+
+from mmtrain.layers.moe import MoE
+
+RANKS, EXPERTS, DIM = 2, 4, 6
+
+
+def build_moe() -> MoE:
+    torch.manual_seed(0)
+    moe = MoE(DIM, name="toy", num_experts=EXPERTS, k=2, hidden_dim=5, loss_weight=0.0)
+    torch.nn.init.normal_(moe.gate.clean.weight)
+    return moe.eval()
+
+
+def rows_of(rank: int) -> torch.Tensor:
+    """Unequal shares, so that splits are uneven."""
+    generator = torch.Generator().manual_seed(rank)
+    return torch.randn(1, 3 + 8 * rank, DIM, generator=generator)
+
+
+def run_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=RANKS
+    )
+    moe = build_moe()
+    moe.shard_experts(dist.group.WORLD)
+    x_BLD = rows_of(rank).requires_grad_()
+    values = moe(x_BLD, torch.ones(*x_BLD.shape[:2], 1)).values_BLD
+    values.square().sum().backward()
+    moe(x_BLD, torch.zeros(*x_BLD.shape[:2], 1) if rank == 0 else torch.ones(*x_BLD.shape[:2], 1))
+    found = {
+        "values": values.detach(),
+        "x": x_BLD.grad,
+        "w_in": moe.experts.w_in.grad,
+        "w_out": moe.experts.w_out.grad,
+        "first": moe.experts.w_in.first_expert,
+        "held": moe.experts.w_in.shape[0],
+    }
+    torch.save(found, Path(folder) / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_sharded_experts_give_the_same_outputs_and_gradients(tmp_path):
+    mp.spawn(run_rank, args=(str(tmp_path),), nprocs=RANKS)
+    moe = build_moe()
+    for rank in range(RANKS):
+        found = torch.load(tmp_path / f"{rank}.pt")
+        x_BLD = rows_of(rank).requires_grad_()
+        values = moe(x_BLD, torch.ones(*x_BLD.shape[:2], 1)).values_BLD
+        values.square().sum().backward()  # experts' gradients of both ranks add up
+        assert_close(found["values"], values.detach(), atol=1e-5, rtol=1e-5)
+        assert_close(found["x"], x_BLD.grad, atol=1e-5, rtol=1e-5)
+        assert (found["first"], found["held"]) == (2 * rank, 2)
+    for name in ("w_in", "w_out"):
+        sharded = torch.cat([torch.load(tmp_path / f"{rank}.pt")[name] for rank in range(RANKS)])
+        assert_close(sharded, getattr(moe.experts, name).grad, atol=1e-5, rtol=1e-5)
