@@ -10,8 +10,9 @@ VOCABULARY = Vocabulary.train(["in 3 days", "Café"] * 4, size=300, commands=("t
 FEATURE = TextFeature()
 
 
-def encode(value: object, **settings: int) -> np.ndarray:
-    return text.encode(value, feature=TextFeature(**settings), vocabulary=VOCABULARY)
+def encode(value: object, *, max_tokens: int = 256) -> np.ndarray:
+    feature = TextFeature(max_tokens=max_tokens)
+    return text.encode(value, feature=feature, vocabulary=VOCABULARY)
 
 
 def test_encoded_ends_in_eos_and_comes_back():
