@@ -6,6 +6,7 @@ actor, so open files and decoded row groups stay with it from range to range.
 """
 
 import functools
+import pickle
 import queue
 import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping
@@ -30,6 +31,13 @@ from pipelines.shards import ShardReader
 
 RANGES = 4096  # ranges of steps in one Ray Dataset; the next Dataset starts where it ends
 ARRAYS = tuple(f.name for f in fields(Batch) if f.type is np.ndarray)
+
+SCHEMA = pa.schema(
+    {"step": pa.int64(), "micro": pa.int64(), "task": pa.string(), "error": pa.binary()}
+    | {name: pa.large_binary() for name in ARRAYS}
+    | {f"{name}_shape": pa.list_(pa.int64()) for name in ARRAYS}
+    | {f"{name}_dtype": pa.string() for name in ARRAYS}
+)
 
 
 class StreamConfig(BaseModel):
@@ -190,7 +198,7 @@ def _pull(
                 if not _put(ready, _Ready(from_table(table)), stopped):
                     return
     except Exception as error:  # handed to the train loop, which raises it
-        _put(ready, _Ready([], _cause(error)), stopped)
+        _put(ready, _Ready([], error), stopped)
 
 
 def _as_generator(blocks: Iterable[Any]) -> Generator[pa.Table]:
@@ -205,16 +213,6 @@ def _put(ready: "queue.Queue[_Ready]", item: "_Ready", stopped: threading.Event)
             continue
         return True
     return False
-
-
-def _cause(error: BaseException) -> BaseException:
-    """The user's error inside of what Ray wraps around it, or the error itself."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, MMTrainError):
-            return inner
-        inner = getattr(inner, "cause", None) or inner.__cause__
-    return error
 
 
 def _dataset(plan: BatchPlan, begin: int, end: int, config: StreamConfig) -> ray.data.Dataset:
@@ -251,49 +249,53 @@ class RangeReader:
         self._reader = ShardReader(plan.manifests.values(), cache_bytes=cache_bytes)
 
     def __call__(self, ranges: pa.Table) -> pa.Table:
-        """A table of the batches of all steps of `ranges` (columns begin, end)."""
-        return to_table(
-            [
-                assemble(planned, plan=self._plan, reader=self._reader)
-                for row in ranges.to_pylist()
-                for step in range(row["begin"], row["end"])
-                for planned in self._plan.batches(step)
-            ]
-        )
+        """A table of the batches of all steps of `ranges` (columns begin, end).
+
+        What the user must mend travels as a row: Ray would hand on no more than its text.
+        """
+        try:
+            rows = [to_row(batch) for row in ranges.to_pylist() for batch in self._read(**row)]
+        except MMTrainError as error:
+            rows = [{"error": pickle.dumps(error)}]
+        return pa.Table.from_pylist(rows, SCHEMA)
+
+    def _read(self, begin: int, end: int) -> Iterator[Batch]:
+        for step in range(begin, end):
+            for planned in self._plan.batches(step):
+                yield assemble(planned, plan=self._plan, reader=self._reader)
 
 
-def to_table(batches: list[Batch]) -> pa.Table:
-    """Batches as a table with a row each; an array is its bytes, its shape and its dtype."""
-    columns: dict[str, pa.Array] = {
-        "step": pa.array([batch.step for batch in batches], pa.int64()),
-        "micro": pa.array([batch.micro for batch in batches], pa.int64()),
-        "task": pa.array([batch.task for batch in batches], pa.string()),
-    }
+def to_row(batch: Batch) -> dict[str, object]:
+    """A batch as a row of SCHEMA; an array is its bytes, its shape and its dtype."""
+    row: dict[str, object] = {"step": batch.step, "micro": batch.micro, "task": batch.task}
     for name in ARRAYS:
-        arrays = [np.ascontiguousarray(getattr(batch, name)) for batch in batches]
-        columns[name] = pa.array([array.data.cast("B") for array in arrays], pa.large_binary())
-        columns[f"{name}_shape"] = pa.array([a.shape for a in arrays], pa.list_(pa.int64()))
-        columns[f"{name}_dtype"] = pa.array([array.dtype.str for array in arrays], pa.string())
-    return pa.table(columns)
+        array = np.ascontiguousarray(getattr(batch, name))
+        row |= {name: array.data.cast("B") if array.size else b""}
+        row |= {f"{name}_shape": array.shape, f"{name}_dtype": array.dtype.str}
+    return row
 
 
 def from_table(table: pa.Table) -> list[Batch]:
-    """The batches of `to_table`; arrays are copies, so that no block stays in the object store."""
-    names = [name for name in table.column_names if name not in ARRAYS]
-    columns = {name: table[name].to_pylist() for name in names}
+    """The batches of a table; arrays are copies, so that no block stays in the object store.
+
+    Raises:
+        MMTrainError: the reader's, where it sent one.
+    """
+    rows = table.drop_columns(list(ARRAYS)).to_pylist()
+    for row in rows:
+        if row["error"] is not None:
+            raise pickle.loads(row["error"])
     return [
         Batch(
-            step=columns["step"][row],
-            micro=columns["micro"][row],
-            task=columns["task"][row],
-            **{
-                name: np.frombuffer(
-                    table[name][row].as_buffer(), np.dtype(columns[f"{name}_dtype"][row])
-                )
-                .reshape(columns[f"{name}_shape"][row])
-                .copy()
-                for name in ARRAYS
-            },
+            step=row["step"],
+            micro=row["micro"],
+            task=row["task"],
+            **{name: _array(table[name][i], row, name) for name in ARRAYS},
         )
-        for row in range(table.num_rows)
+        for i, row in enumerate(rows)
     ]
+
+
+def _array(cell: pa.Scalar, row: dict[str, Any], name: str) -> np.ndarray:
+    flat = np.frombuffer(cell.as_buffer(), np.dtype(row[f"{name}_dtype"]))
+    return flat.reshape(row[f"{name}_shape"]).copy()

@@ -1,10 +1,11 @@
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipelines.plan import Plan, SequentialPlan
 from pipelines.schedule import ScheduleConfig
 from pipelines.shards import Manifest
-from pipelines.stream import ARRAYS, from_table, read_batches, to_table
+from pipelines.stream import ARRAYS, SCHEMA, from_table, read_batches, to_row
 from tests.pipelines.toy_corpus import build_toy
 
 LENGTHS = [1 + (7 * i) % 9 for i in range(37)]
@@ -42,7 +43,7 @@ def test_batch_is_padded_to_its_longest_and_knows_its_examples(manifest):
 
 def test_table_and_back_is_the_same(manifest):
     batches = list(read_batches(plan_of(manifest)))
-    again = from_table(to_table(batches))
+    again = from_table(pa.Table.from_pylist([to_row(batch) for batch in batches], SCHEMA))
     assert all(same(left, right) for left, right in zip(again, batches, strict=True))
     assert again[0].inputs.flags.writeable
 
@@ -74,3 +75,10 @@ def test_rank_without_rows_gets_a_batch_of_none(manifest):
     last = list(read_batches(plan))[-1]
     assert last.inputs.shape[0] == last.example_ids.shape[0] == 0
     assert last.inputs.ndim == 2
+
+
+def test_batch_of_no_rows_crosses_the_table(manifest):
+    plan = SequentialPlan(manifest, batch_size=12, world_size=4, rank=0)
+    last = list(read_batches(plan))[-1]
+    (again,) = from_table(pa.Table.from_pylist([to_row(last)], SCHEMA))
+    assert same(again, last)
