@@ -1,6 +1,6 @@
 """Evaluation: every metric of a task on a built split, beside its trivial baseline's.
 
-One process, batches in the split's order, nothing random: the same model and shards give the same
+One process, batches in a fixed order, nothing random: the same model and shards give the same
 numbers. Answers are decoded as a user would get them; token metrics come from a second pass that
 is given the true tokens.
 """
@@ -198,22 +198,26 @@ def measure(
     on_batch: OnBatch | None = None,
 ) -> tuple[list[Prediction], Facts]:
     """The model's answers to the examples, and what the metrics take of them."""
-    answers: list[Prediction] = []
+    order = sorted(range(len(examples)), key=lambda row: len(examples[row].inputs))
+    answers: dict[int, Prediction] = {}
     nll, num_correct, num_targets = 0.0, 0, 0
     for start in range(0, len(examples), config.batch_size):
-        batch = examples[start : start + config.batch_size]
+        rows = order[start : start + config.batch_size]  # alike in length: a batch is decoded
+        batch = [examples[row] for row in rows]  # until its longest answer has ended
         arrays = [example.inputs for example in batch]
-        answers += predictor.predict_arrays(task.name, arrays, beam_size=config.beam_size)
+        said = predictor.predict_arrays(task.name, arrays, beam_size=config.beam_size)
+        answers.update(zip(rows, said, strict=True))
         sums = teacher_forced(predictor, task=task.name, examples=batch)
         nll += float(sums.nll)
         num_correct += int(sums.correct)
         num_targets += int(sums.count)
         if on_batch:
             on_batch(task.name, len(answers), len(examples))
-    return answers, Facts(
+    in_order = [answers[row] for row in range(len(examples))]
+    return in_order, Facts(
         references=tuple(predictor.decode_target(task.name, e.targets) for e in examples),
-        predictions=tuple(answer.text for answer in answers),
-        ranked=tuple(tuple(answer.scores) for answer in answers),
+        predictions=tuple(answer.text for answer in in_order),
+        ranked=tuple(tuple(answer.scores) for answer in in_order),
         nll=nll,
         num_correct=num_correct,
         num_targets=num_targets,

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines import modalities
 from pipelines.modalities import Feature
@@ -16,16 +14,14 @@ from pipelines.modalities.tree import TreeFeature
 from pipelines.shards import (
     COMPLETED,
     MANIFEST,
-    SCHEMA,
+    Example,
     Manifest,
-    RowGroup,
-    Shard,
     contents_digest,
-    file_digest,
     shard_folder,
 )
 from pipelines.task import Source, Split, Task
 from pipelines.vocabulary import Vocabulary
+from pipelines.writer import ShardWriter
 
 CLASSES = ("dark", "light")
 SENTENCES = ("the dog slept", "a cat saw the dog", "the cat slept")
@@ -115,23 +111,13 @@ def _write_split(
 ) -> None:
     folder = shard_folder(data_dir, task=task.name, split=split)
     folder.mkdir(parents=True)
-    inputs = [_encode(value, feature=task.inputs, vocabulary=vocabulary) for value, _ in rows]
-    targets = [_encode(value, feature=task.targets, vocabulary=vocabulary) for _, value in rows]
-    columns = {
-        "origin": [f"{task.name}:{row}" for row in range(len(rows))],
-        "input": [array.tobytes() for array in inputs],
-        "input_shape": [list(array.shape) for array in inputs],
-        "target": [array.tobytes() for array in targets],
-        "target_shape": [list(array.shape) for array in targets],
-    }
-    path = folder / "shard-00000.parquet"
-    pq.write_table(pa.table(columns, schema=SCHEMA), path)
-    shard = Shard(
-        file=path.name,
-        num_bytes=path.stat().st_size,
-        digest=file_digest(path),
-        row_groups=(RowGroup(rows=len(rows), bucket=0),),
-    )
+    writer = ShardWriter(folder / "shard-00000.parquet", bounds=(), row_group_rows=64)
+    for number, (value, target) in enumerate(rows):
+        inputs = _encode(value, feature=task.inputs, vocabulary=vocabulary)
+        targets = _encode(target, feature=task.targets, vocabulary=vocabulary)
+        writer.write(Example(inputs, targets), origin=f"{task.name}:{number}")
+    shard = writer.close()
+    assert shard is not None
     manifest = Manifest(
         task=task,
         split=split,
