@@ -31,6 +31,7 @@ from mmtrain.engines.pieces import (
     write_entry,
     writers,
 )
+from mmtrain.engines.recompute import recompute_blocks
 from mmtrain.engines.torch import MOMENTS, clip_gradients
 from mmtrain.optim import OptimizerConfig, OwnerAdamW, parameter_groups
 
@@ -64,6 +65,8 @@ class DeepSpeedEngine:
         self.model, self.device = model.to(device), device
         self._stage, self._offloads = config.zero_stage, config.offload_optimizer
         self._entries = entries(model)
+        if config.activation_checkpointing:
+            recompute_blocks(model)
         self._expert_group = shard_experts(model, ep_size=config.ep_size)
         self._parameters = dict(model.named_parameters())
         kind = OwnerAdamW if self._stage else ClippedAdamW

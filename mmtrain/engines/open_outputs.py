@@ -25,11 +25,13 @@ def open_outputs(model: nn.Module) -> None:
 
 
 def _open(value: Any) -> Any:
+    if type(value) in (tuple, list):
+        return type(value)(_open(part) for part in value)
     if is_dataclass(value) and not isinstance(value, type):
         opened = _Opened((part.name, _open(getattr(value, part.name))) for part in fields(value))
         opened.kind = type(value)
         return opened
-    return type(value)(_open(part) for part in value) if type(value) in (tuple, list) else value
+    return value
 
 
 def _close(value: Any) -> Any:

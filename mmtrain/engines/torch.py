@@ -21,6 +21,7 @@ from mmtrain.engines.pieces import (
     read_entry,
     write_entry,
 )
+from mmtrain.engines.recompute import recompute_blocks
 from mmtrain.optim import OptimizerConfig, OwnerAdamW, parameter_groups
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -50,6 +51,8 @@ class TorchEngine:
         self._low_precision = config.precision == "bf16"
         self._clip_norm = optimizer.clip_norm
         self._entries = entries(model)
+        if config.activation_checkpointing:
+            recompute_blocks(model)
         self._masters = {
             name: self._master(parameter)
             for name, parameter in model.named_parameters()

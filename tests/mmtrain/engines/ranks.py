@@ -18,6 +18,9 @@ from toy import SGD, ToyModel, global_batch, task_of, toy_model, train
 from mmtrain import checkpoint, checkpoint_files
 from mmtrain.checkpoint import CheckpointError, Progress
 from mmtrain.engines import EngineConfig, EngineError, build_engine
+from mmtrain.losses import cross_entropy
+from mmtrain.models import multimodel
+from mmtrain.models.model import ModelConfig, TaskSpec, build_model
 
 LAYOUTS = {
     "torch": EngineConfig(name="torch"),
@@ -137,6 +140,55 @@ def full_disk(layout: str, folder: str) -> dict[str, Any]:
     finally:
         checkpoint.put = put  # type: ignore[attr-defined]
     return {"error": None}
+
+
+def real_model(layout: str) -> dict[str, Any]:
+    """The shipped model on two tasks, one with a decoder; blocks computed again in backward."""
+    body = multimodel.Config(
+        model_dim=16, num_heads=2, encoder_conv_blocks=1, encoder_attention_blocks=1,
+        mixer_blocks=1, decoder_blocks=2, num_experts=4, active_experts=2, expert_dim=8,
+        join="none", drop_prob=0.0, gate_noise="none", balance_weight=0.0,
+    )  # fmt: skip
+    tasks = [
+        TaskSpec(name="red", input_net="image", output_net="label", num_classes=10),
+        TaskSpec(name="blue", input_net="text", output_net="text", command_id=3),
+    ]
+    model = build_model(ModelConfig(body=body, vocab_size=50), tasks, seed=0)
+    torch.manual_seed(0)
+    for parameter in model.parameters():  # gates start at zero, where choices are ties
+        parameter.data += torch.randn(parameter.shape) * 0.1
+    config = LAYOUTS[layout].model_copy(update={"activation_checkpointing": True})
+    engine = build_engine(config, model=model, optimizer=SGD)
+    trace = []
+    for step in range(4):
+        task, inputs, targets = real_batch(step)
+        rows = slice(engine.rank, None, engine.world_size)
+        outputs = engine.forward(
+            task=task,
+            inputs=inputs[rows],
+            input_lengths=torch.full((len(inputs[rows]),), inputs.shape[1]),
+            targets=targets[rows],
+        )
+        loss = cross_entropy(outputs.logits, targets[rows], label_smoothing=0.1)
+        engine.backward(loss.total / targets.numel() + outputs.auxiliary_loss)
+        total = loss.total.detach()
+        if engine.world_size > 1:
+            dist.all_reduce(total)
+        stats = engine.step(learning_rates=dict.fromkeys(model.owners(task), 1e-3))
+        trace.append((float(total) / targets.numel(), stats.gradient_norm))
+    return {"trace": trace, "weights": weights(engine)}
+
+
+def real_batch(step: int) -> tuple[str, torch.Tensor, torch.Tensor]:
+    """6 pictures with classes, or 6 texts with texts."""
+    generator = torch.Generator().manual_seed(step)
+
+    def draw(low: int, high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(low, high, shape, generator=generator)
+
+    if step % 2 == 0:
+        return "red", draw(0, 255, 6, 32, 32, 1), draw(0, 10, 6, 1)
+    return "blue", draw(4, 50, 6, 9), draw(4, 50, 6, 7)
 
 
 def main() -> None:

@@ -51,6 +51,7 @@ def one(folder):
     """One process; it starts no process group before the engine does."""
     jobs = [f"straight,torch,{micros},30" for micros in (1, 3)]
     jobs += [f"straight,{layout},{micros},30" for layout in ZERO for micros in (1, 3)]
+    jobs += ["real_model,torch", "real_model,zero3"]
     jobs += ["straight,torch_bf16,2,12", "straight,zero1_bf16,1,12", "straight,torch_bf16,1,12"]
     return run_group(folder / "one", world_size=1, jobs=jobs)[0]
 
@@ -63,6 +64,7 @@ def two(folder):
     jobs += [f"idle,{layout}" for layout in ("zero1", "zero2_ep2", "zero3")]
     jobs += [f"poison,{layout}" for layout in POISONED]
     jobs += [f"save,{layout},{folder / layout}" for layout in SAVED]
+    jobs += ["real_model,zero2_ep2", "real_model,zero3"]
     jobs += [f"full_disk,zero1,{folder / 'full'}"]
     return run_group(folder / "two", world_size=2, jobs=jobs)
 
@@ -114,6 +116,13 @@ def test_two_processes_equal_plain_torch_over_30_steps(one, two, layout):
 def test_an_optimizer_on_the_cpu_equals_plain_torch_over_30_steps(one, two, stage):
     ours = two[0][f"straight,zero{stage}_offload,3,30"]
     assert furthest(ours, one["straight,torch,3,30"]) < 1e-5
+
+
+def test_the_shipped_model_trains_the_same_in_all_layouts(one, two):
+    plain = one["real_model,torch"]
+    assert furthest(one["real_model,zero3"], plain) < 1e-4
+    assert furthest(two[0]["real_model,zero2_ep2"], plain) < 1e-4
+    assert furthest(two[0]["real_model,zero3"], plain) < 1e-4
 
 
 def test_bf16_agrees_between_engines_to_its_rounding(one, two):

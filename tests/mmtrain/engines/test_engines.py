@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 from torch.testing import assert_close
 
@@ -14,6 +15,7 @@ from mmtrain.engines import (
     check_combination,
 )
 from mmtrain.engines.pieces import writers
+from mmtrain.engines.recompute import recompute_blocks
 
 sys.path.insert(0, str(Path(__file__).parent))
 from toy import SGD, global_batch, task_of, toy_model, train
@@ -169,3 +171,29 @@ def test_a_missing_state_and_an_unknown_one_are_named():
 def test_each_entry_is_written_by_the_rank_with_the_least_so_far():
     assert writers([10, 4, 4, 4, 1], world_size=2) == [0, 1, 1, 1, 0]
     assert writers([5, 5, 5], world_size=3) == [0, 1, 2]
+
+
+def test_blocks_computed_again_keep_less_and_give_the_same_gradients():
+    kept, gradients = [], []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        layers = [nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5), nn.Tanh()) for _ in range(3)]
+        model = nn.Module()
+        model.layers = nn.ModuleList(layers)
+        if recompute:
+            recompute_blocks(model)
+        sizes: list[int] = []
+
+        def note(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        x = torch.ones(8, 4)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            for layer in layers:
+                x = layer(x)
+        x.sum().backward()
+        kept.append(sum(sizes))
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert kept[1] < kept[0] / 2
+    assert_close(gradients[0], gradients[1], rtol=0, atol=0)

@@ -1,0 +1,238 @@
+import json
+import logging
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmtrain import checkpoint, checkpoint_files
+from mmtrain.checkpoint import (
+    CheckpointError,
+    Progress,
+    latest,
+    read_progress,
+    restore,
+    save,
+    verify,
+)
+from mmtrain.checkpoint_files import to_manifest
+from mmtrain.engines import EngineConfig, build_engine
+
+sys.path.insert(0, str(Path(__file__).parent / "engines"))
+from toy import SGD, toy_model, train
+
+FILES = (
+    "manifest.json",
+    "part-00000.json",
+    "rng-00000.safetensors",
+    "weights-00000-00000.safetensors",
+)
+
+
+def engine_of(seed=0):
+    return build_engine(EngineConfig(name="torch"), model=toy_model(seed), optimizer=SGD)
+
+
+def bits(engine):
+    return {
+        f"{state.name}/{key}": (state.step, value.numpy().tobytes())
+        for state in engine.parameter_states()
+        for key, value in state.tensors.items()
+    }
+
+
+@pytest.fixture
+def engine():
+    return engine_of()
+
+
+@pytest.fixture
+def saved(tmp_path, engine):
+    """A folder with checkpoints of steps 2 and 4; the engine is at step 4."""
+    for step in (2, 4):
+        train(engine, first=step - 2, last=step)
+        save(
+            tmp_path, engine=engine, progress=Progress(step, {"red": step}, recipe="{}", run_id="r")
+        )
+    return tmp_path
+
+
+def newest(folder):
+    return folder / "step-000000004"
+
+
+def test_resumed_equals_straight_to_the_bit(saved, engine):
+    other = engine_of(seed=9)
+    ref = latest(saved)
+    assert ref is not None
+    progress = restore(ref, engine=other)
+    assert progress == Progress(4, {"red": 4}, recipe="{}", run_id="r")
+    assert train(other, first=4, last=8) == train(engine, first=4, last=8)
+    assert bits(other) == bits(engine)
+
+
+def test_random_numbers_go_on_where_they_were(tmp_path, engine):
+    torch.manual_seed(3)
+    ref = save(tmp_path, engine=engine, progress=Progress(1))
+    expected = torch.rand(4)
+    torch.manual_seed(4)
+    restore(ref, engine=engine)
+    assert torch.rand(4).equal(expected)
+
+
+def test_an_empty_folder_has_no_checkpoint(tmp_path):
+    assert latest(tmp_path) is None
+    assert latest(tmp_path / "nowhere") is None
+
+
+def test_a_checkpoint_holds_no_pickle(saved):
+    names = {path.name for path in newest(saved).iterdir()}
+    assert names == set(FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named_and_the_one_before_is_used(saved, caplog, name):
+    (newest(saved) / name).unlink()
+    with caplog.at_level(logging.WARNING):
+        ref = latest(saved)
+    assert ref is not None
+    assert ref.step == 2
+    assert name in caplog.text
+    assert "step-000000004" in caplog.text
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("place", [0, 0.5, 1])
+def test_a_changed_byte_is_named_and_the_one_before_is_used(saved, caplog, name, place):
+    path = newest(saved) / name
+    data = bytearray(path.read_bytes())
+    data[int(place * (len(data) - 1))] ^= 1
+    path.write_bytes(data)
+    ref = latest(saved)
+    assert ref is not None
+    assert ref.step == 2
+    assert str(path) in caplog.text
+
+
+def test_a_cut_file_and_a_longer_one_are_refused_by_name(saved):
+    ref = latest(saved)
+    assert ref is not None
+    path = newest(saved) / FILES[-1]
+    data = path.read_bytes()
+    for other in (data[:-1], data + b"\0"):
+        path.write_bytes(other)
+        with pytest.raises(CheckpointError, match=r"weights-00000-00000.safetensors has changed"):
+            verify(ref)
+        with pytest.raises(CheckpointError, match=r"weights-00000-00000.safetensors has changed"):
+            restore(ref, engine=engine_of())
+
+
+def test_when_all_are_damaged_there_is_none(saved):
+    for path in saved.glob("*/part-00000.json"):
+        path.unlink()
+    assert latest(saved) is None
+
+
+@pytest.mark.parametrize("files_written", range(4))
+def test_a_kill_in_the_middle_of_a_save_leaves_the_one_before(
+    saved, engine, monkeypatch, files_written
+):
+    put, left = checkpoint.put, [files_written]
+
+    def dying_put(*arguments):
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        return put(*arguments)
+
+    monkeypatch.setattr(checkpoint, "put", dying_put)
+    with pytest.raises(KeyboardInterrupt):
+        save(saved, engine=engine, progress=Progress(step=6), keep=1)
+    ref = latest(saved)
+    assert ref is not None
+    assert ref.step == 4
+    monkeypatch.undo()
+    assert save(saved, engine=engine, progress=Progress(step=6)).uri.endswith("step-000000006-1")
+    assert latest(saved) is not None
+    assert latest(saved).step == 6
+
+
+def test_a_full_disk_is_an_error_of_the_user_and_publishes_nothing(tmp_path, engine, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "put", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        save(tmp_path, engine=engine, progress=Progress(step=1))
+    assert latest(tmp_path) is None
+
+
+def test_the_newest_are_kept_and_torn_ones_before_them_go(saved, engine):
+    (saved / "step-000000003").mkdir()
+    (saved / "step-000000003" / "part-00000.json").write_text("{}")
+    save(saved, engine=engine, progress=Progress(step=6), keep=2)
+    assert sorted(path.name for path in saved.iterdir()) == ["step-000000004", "step-000000006"]
+
+
+def test_a_second_save_of_a_step_is_newer_and_leaves_the_first_alone(saved, engine):
+    first = latest(saved)
+    second = save(saved, engine=engine, progress=Progress(step=4, run_id="again"))
+    assert first is not None
+    verify(first)
+    assert latest(saved) == second
+    assert read_progress(second).run_id == "again"
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "/etc/passwd", "weights-00000-00000.pt", ""])
+def test_a_manifest_that_names_other_files_is_refused(saved, caplog, name):
+    path = newest(saved) / "manifest.json"
+    body = json.loads(path.read_bytes())["body"]
+    body["files"][name] = {"bytes": 1, "sha256": "0" * 64}
+    path.write_bytes(to_manifest(body))
+    ref = latest(saved)
+    assert ref is not None
+    assert ref.step == 2
+    assert "which no checkpoint holds" in caplog.text
+
+
+def test_a_manifest_of_another_schema_or_size_is_refused(saved, caplog, monkeypatch):
+    path = newest(saved) / "manifest.json"
+    body = json.loads(path.read_bytes())["body"]
+    path.write_bytes(to_manifest(body | {"schema": 99}))
+    assert latest(saved).step == 2
+    assert "has schema 99, this is 1" in caplog.text
+    monkeypatch.setattr(checkpoint_files, "MAX_JSON_BYTES", 10)
+    assert latest(saved) is None
+
+
+def test_a_changed_manifest_is_not_the_one_that_was_opened(saved, engine):
+    ref = latest(saved)
+    assert ref is not None
+    path = newest(saved) / "manifest.json"
+    body = json.loads(path.read_bytes())["body"]
+    path.write_bytes(to_manifest(body | {"world_size": 7}))
+    with pytest.raises(CheckpointError, match="changed since"):
+        restore(ref, engine=engine)
+
+
+def test_large_parts_are_cut_into_files(tmp_path, engine, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SHARD_BYTES", 500)
+    train(engine, first=0, last=2)
+    ref = save(tmp_path, engine=engine, progress=Progress(step=2))
+    assert len(list(tmp_path.glob("*/weights-*"))) > 5
+    other = engine_of(seed=3)
+    restore(ref, engine=other)
+    assert bits(other) == bits(engine)
+
+
+def test_a_folder_may_be_on_any_file_system_of_fsspec(engine):
+    folder = "memory://checkpoints"
+    save(folder, engine=engine, progress=Progress(step=1))
+    save(folder, engine=engine, progress=Progress(step=2), keep=1)
+    ref = latest(folder)
+    assert ref is not None
+    assert ref.step == 2
+    other = engine_of(seed=3)
+    assert restore(ref, engine=other).step == 2
+    assert bits(other) == bits(engine)
