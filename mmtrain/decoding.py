@@ -64,6 +64,18 @@ class Stepper:
         self._memory: Memory | None = self._body.remember(self.encoded) if cached else None
         self._tokens: list[Tensor] = []
 
+    @property
+    def length(self) -> int:
+        """Tokens read so far, the command counted."""
+        return len(self._tokens)
+
+    def read(self, tokens_BT: Tensor) -> None:
+        """Tokens that are given, such as the start of a target: one pass over all of them."""
+        self._tokens += tokens_BT.unbind(1)
+        if self._memory is not None and tokens_BT.shape[1]:
+            shifted = self._head.resume(tokens_BT)
+            self._body.resume(shifted, self.encoded, memory=self._memory)
+
     def next(self, last_B: Tensor) -> Tensor:
         """Log-probabilities (B, V) of what follows `last_B` (first the command); padding never."""
         self._tokens.append(last_B)

@@ -36,7 +36,7 @@ class _ExpertRows(torch.autograd.Function):
         for expert, rows in _slices(ctx.counts):
             hidden_RF, grad_RD, grad_RF = hidden_NF[rows], grad_ND[rows], grad_hidden_NF[rows]
             torch.mm(grad_RD, w_out_EFD[expert].t(), out=grad_RF)
-            grad_RF.mul_(hidden_RF > 0)
+            torch.ops.aten.threshold_backward.grad_input(grad_RF, hidden_RF, 0, grad_input=grad_RF)
             torch.mm(hidden_RF.t(), grad_RD, out=grad_out_EFD[expert])
             torch.mm(rows_ND[rows].t(), grad_RF, out=grad_in_EDF[expert])
             torch.mm(grad_RF, w_in_EDF[expert].t(), out=grad_rows_ND[rows])
