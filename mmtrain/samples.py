@@ -88,7 +88,7 @@ def recording(manifest: Manifest, row: int, *, data_dir: Path) -> bytes | None:
 def _origin(manifest: Manifest, row: int) -> str:
     """Where a row comes from: "file:line" or a file, below the split's folder."""
     for shard in manifest.shards:
-        rows = sum(group.rows for group in shard.row_groups)
+        rows = shard.num_rows
         if row < rows:
             column = pq.read_table(manifest.folder / shard.file, columns=["origin"])["origin"]
             return str(column[row].as_py())

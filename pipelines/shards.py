@@ -34,15 +34,6 @@ SCHEMA = pa.schema(
 )
 
 
-class RowGroup(BaseModel):
-    """Rows that are read together, all of one length bucket."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rows: int = Field(ge=1)
-    bucket: int = Field(ge=0)
-
-
 class Shard(BaseModel):
     """One Parquet file."""
 
@@ -52,7 +43,13 @@ class Shard(BaseModel):
     num_bytes: int = Field(ge=1)
     digest: str = Field(description="SHA-256 of the file.")
     footer_digest: str = Field(description="Of its footer, which no page checksum covers.")
-    row_groups: tuple[RowGroup, ...]
+    group_rows: tuple[int, ...] = Field(description="Rows of each row group.")
+    group_buckets: tuple[int, ...] = Field(description="Length bucket of each row group's rows.")
+
+    @property
+    def num_rows(self) -> int:
+        """Examples of the shard."""
+        return sum(self.group_rows)
 
 
 class Manifest(BaseModel):
@@ -82,18 +79,24 @@ class Manifest(BaseModel):
     @functools.cached_property
     def group_starts(self) -> np.ndarray:
         """(groups + 1,) int64: row number at which each row group of the split starts."""
-        rows = [group.rows for shard in self.shards for group in shard.row_groups]
+        rows = [count for shard in self.shards for count in shard.group_rows]
         return np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
 
     @functools.cached_property
     def group_buckets(self) -> np.ndarray:
         """(groups,) bucket of each row group."""
-        return np.array([group.bucket for shard in self.shards for group in shard.row_groups])
+        return np.array([bucket for shard in self.shards for bucket in shard.group_buckets])
 
     @functools.cached_property
-    def group_places(self) -> tuple[tuple[Shard, int], ...]:
-        """Shard and number within it of each row group of the split."""
-        return tuple((s, i) for s in self.shards for i in range(len(s.row_groups)))
+    def first_groups(self) -> np.ndarray:
+        """(shards,) number in the split of each shard's first row group."""
+        counts = [len(shard.group_rows) for shard in self.shards]
+        return np.cumsum([0, *counts[:-1]])
+
+    def group_place(self, number: int) -> tuple[Shard, int]:
+        """Shard of a row group of the split, and the group's number within it."""
+        place = int(np.searchsorted(self.first_groups, number, side="right")) - 1
+        return self.shards[place], number - int(self.first_groups[place])
 
 
 def shard_folder(data_dir: Path, *, task: str, split: str) -> Path:
@@ -249,7 +252,7 @@ class ShardReader:
         return group
 
     def _load(self, manifest: Manifest, number: int) -> "_Group":
-        shard, index = manifest.group_places[number]
+        shard, index = manifest.group_place(number)
         path = manifest.folder / shard.file
         try:
             table = self._file(path, shard).read_row_group(index, columns=SCHEMA.names[1:])

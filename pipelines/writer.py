@@ -21,7 +21,7 @@ from pipelines import modalities, readers
 from pipelines.errors import BadExampleError, BuildError
 from pipelines.modalities import Feature
 from pipelines.readers import Piece, RawRow
-from pipelines.shards import SCHEMA, Example, RowGroup, Shard, file_digest, footer_digest
+from pipelines.shards import SCHEMA, Example, Shard, file_digest, footer_digest
 from pipelines.task import Split, Task
 from pipelines.vocabulary import Vocabulary
 
@@ -161,7 +161,8 @@ class ShardWriter:
     row_group_rows: int
     counts: Counts = field(default_factory=Counts)
     _open: dict[int, list[dict[str, object]]] = field(default_factory=dict)
-    _groups: list[RowGroup] = field(default_factory=list)
+    _group_rows: list[int] = field(default_factory=list)
+    _group_buckets: list[int] = field(default_factory=list)
     _file: pq.ParquetWriter | None = None
 
     def write(self, example: Example, *, origin: str) -> None:
@@ -188,7 +189,8 @@ class ShardWriter:
             num_bytes=self.path.stat().st_size,
             digest=file_digest(self.path),
             footer_digest=footer_digest(self.path),
-            row_groups=tuple(self._groups),
+            group_rows=tuple(self._group_rows),
+            group_buckets=tuple(self._group_buckets),
         )
 
     def _flush(self, bucket: int) -> None:
@@ -204,7 +206,8 @@ class ShardWriter:
                 write_page_checksum=True,
             )
         self._file.write_table(pa.Table.from_pylist(rows, SCHEMA), row_group_size=len(rows))
-        self._groups.append(RowGroup(rows=len(rows), bucket=bucket))
+        self._group_rows.append(len(rows))
+        self._group_buckets.append(bucket)
 
 
 def _cell(name: str, array: np.ndarray) -> dict[str, object]:

@@ -48,7 +48,7 @@ def run(job: SplitJob, data_dir, **config) -> None:
 def test_split_is_cut_into_shards_in_the_order_of_its_rows(tmp_path):
     manifest = build_toy(tmp_path, lengths=LENGTHS)
     assert [shard.file for shard in manifest.shards] == [f"shard-{i:05d}.parquet" for i in range(4)]
-    rows = [sum(group.rows for group in shard.row_groups) for shard in manifest.shards]
+    rows = [shard.num_rows for shard in manifest.shards]
     assert rows == [15, 16, 16, 3]  # the first of 16 lines is the header
     assert manifest.num_examples == 50
     assert manifest.stats["longest_input"] == 10  # a blank, eight digits and the end
@@ -73,7 +73,7 @@ def test_bad_records_are_set_aside_with_place_and_reason(tmp_path, no_ray):
     assert reasons[0].startswith("not UTF-8")
     assert reasons[1] == "1 columns, the header has 2"
     assert reasons[2].startswith("empty text")
-    assert reasons[3].startswith("71 tokens, at most 64")
+    assert "71 tokens" in reasons[3]
 
 
 def test_too_many_bad_records_fail_the_build_and_leave_nothing(tmp_path, no_ray):
