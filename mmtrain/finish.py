@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from mmtrain import evaluate, figures, model_registry
@@ -71,7 +72,9 @@ def evaluate_in_parallel(bundle: Path, *, data_dir: Path, tasks: tuple[str, ...]
     """`evaluate_model`, tasks shared over a process for each core; the same numbers as in one."""
     num_processes = min(os.cpu_count() or 1, len(tasks))
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(num_processes, mp_context=context) as pool:
+    with concurrent.futures.ProcessPoolExecutor(
+        num_processes, mp_context=context, initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
         calls = [
             pool.submit(evaluate.evaluate_model, bundle, data_dir=data_dir, tasks=(task,))
             for task in tasks

@@ -79,10 +79,10 @@ def check_same_batches(batches: Sequence[Batch], ranks: Ranks) -> None:
 
 
 def gather_ids(batches: Sequence[Batch], ranks: Ranks) -> list[int]:
-    """Example ids of a step over all ranks, in rank order."""
-    mine = [int(number) for batch in batches for number in batch.example_ids]
-    if ranks.world_size == 1:
-        return mine
-    parts: list[list[int]] = [[] for _ in range(ranks.world_size)]
-    dist.all_gather_object(parts, mine)
-    return [number for part in parts for number in part]
+    """Example ids of a step over all ranks: micro-batch by micro-batch, ranks in order."""
+    mine = [batch.example_ids.tolist() for batch in batches]
+    parts = [mine]
+    if ranks.world_size > 1:
+        parts = [mine] * ranks.world_size
+        dist.all_gather_object(parts, mine)
+    return [number for micro in zip(*parts, strict=True) for ids in micro for number in ids]

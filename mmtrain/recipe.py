@@ -45,17 +45,22 @@ class Recipe(BaseModel):
     stream: StreamConfig = StreamConfig()
     optimizer: OptimizerConfig
     engine: EngineConfig
-    seed: int = Field(default=0, ge=0, description="Of weights, order of examples, dropout and noise.")
+    seed: int = Field(
+        default=0, ge=0, description="Of weights, order of examples, dropout and noise."
+    )
     num_steps: int = Field(ge=1, description="Optimizer steps of the run.")
     num_workers: int = Field(default=1, ge=1, description="Training processes, each a rank.")
     use_gpu: bool = Field(default=False, description="One GPU for each worker.")
-    log_every: int = Field(default=20, ge=1, description="Steps between points of the tracked series.")
+    log_every: int = Field(default=20, ge=1, description="Steps between points of the series.")
     validate_every: int = Field(default=0, ge=0, description="Steps between validations; 0: none.")
-    validation_batches: int = Field(default=2, ge=1, description="Batches a task of one validation.")
+    validation_batches: int = Field(default=2, ge=1, description="Batches a task at a validation.")
     save_every: int = Field(default=500, ge=1, description="Steps between checkpoints.")
     keep_checkpoints: int = Field(default=2, ge=1, description="Newest checkpoints that are kept.")
     max_failures: int = Field(default=3, ge=0, description="Restarts after a lost worker.")
-    check_ranks: bool = Field(default=False, description="Debug: compare task and examples over ranks.")
+    check_ranks: bool = Field(
+        default=False,
+        description="Debug: compare task and step over ranks, note examples in examples.jsonl.",
+    )
 
     def with_(self, **fields: Any) -> "Recipe":
         """The same recipe with other top-level fields, checked again."""

@@ -5,7 +5,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from mmtrain.series import Point
 from mmtrain.tracking import Tracker
 from mmtrain.validation import ValidationPoint
 
-SERIES, ROUTING = "series.jsonl", "routing.json"
+SERIES, ROUTING, EXAMPLES = "series.jsonl", "routing.json", "examples.jsonl"
 
 
 class RunLog:
@@ -74,6 +74,11 @@ class RunLog:
         routing = {"tasks": list(self._recipe.tasks), "layers": point.routing}
         self._routing_path.write_text(json.dumps(routing), encoding="utf-8")
         self._post(self._progress(step, point, elapsed_s=time.monotonic() - self._began))
+
+    def examples(self, step: int, example_ids: Sequence[int]) -> None:
+        """Debug: the examples that a step trains on, over all ranks, a line a step."""
+        with self._path.with_name(EXAMPLES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "examples": list(example_ids)}) + "\n")
 
     def validation(self, step: int, measured: Mapping[str, ValidationPoint]) -> None:
         """Validation after `step` steps."""

@@ -104,6 +104,9 @@ def train_worker(job: Job, post: Post) -> None:
         micros = [next(batches) for _ in range(plan.micro_batches(step))]
         if recipe.check_ranks:
             check_same_batches(micros, ranks)
+            seen = gather_ids(micros, ranks)
+            if log:
+                log.examples(step, seen)
         num_targets = count_targets(micros, recipe, ranks)
         for micro in micros:
             share = micro_loss(engine, micro, recipe, ranks, num_targets[micro.task], series)

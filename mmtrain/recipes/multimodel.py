@@ -9,7 +9,7 @@ from pipelines.build import BuildConfig
 from pipelines.schedule import ScheduleConfig
 from pipelines.tasks.multimodel import TASKS
 
-VOCABULARY_SIZE = 1500
+VOCABULARY_SIZE = 2000
 
 
 def quickstart() -> Recipe:
