@@ -35,6 +35,7 @@ from mlflow.types import ColSpec, DataType, Schema
 import mmtrain
 import pipelines
 from mmtrain.export import Bundle, load_bundle
+from mmtrain.mlflow_settings import bounded
 from mmtrain.predictor import PredictionError, Predictor
 from mmtrain.tracking import find_experiment
 from pipelines.errors import MMTrainError
@@ -48,6 +49,7 @@ REQUIREMENTS = (
     "soundfile", "soxr", "tokenizers", "torch",
 )  # fmt: skip
 CANDIDATE = "candidate"
+_TIMEOUT_S, _MAX_RETRIES = 60, 2  # one request may carry all of the weights
 _ARTIFACT = "bundle"  # name of the bundle among the version's artifacts
 
 
@@ -100,11 +102,14 @@ def register(
     client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
     tags = lineage_tags(bundle)
     try:
-        run_id = run_id or bundle.card.lineage.run_id or _own_run(client, experiment, name)
-        source = _upload(client, folder, bundle=bundle, run_id=run_id)
-        _ensure_model(client, name)
-        made = client.create_model_version(name, source=source, run_id=run_id, tags=tags)
-        client.set_registered_model_alias(name, alias, made.version)
+        with bounded(_TIMEOUT_S, max_retries=_MAX_RETRIES):
+            run_id = run_id or bundle.card.lineage.run_id or _own_run(client, experiment, name)
+            source = _upload(client, folder, bundle=bundle, run_id=run_id)
+            _ensure_model(client, name)
+            made = client.create_model_version(
+                name, source=source, run_id=run_id, tags=tags, await_creation_for=0
+            )
+            client.set_registered_model_alias(name, alias, made.version)
     except MlflowException as error:
         raise RegistryError(f"cannot register {name} at {tracking_uri}: {error.message}") from None
     logger.info("registered %s as version %s of %s, alias %s", folder, made.version, name, alias)
@@ -119,7 +124,8 @@ def get_version(name: str, *, tracking_uri: str, alias: str = CANDIDATE) -> Mode
     """
     client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
     try:
-        found = client.get_model_version_by_alias(name, alias)
+        with bounded(_TIMEOUT_S, max_retries=_MAX_RETRIES):
+            found = client.get_model_version_by_alias(name, alias)
     except MlflowException as error:
         raise RegistryError(
             f"no models:/{name}@{alias} at {tracking_uri}: {error.message}"
@@ -140,10 +146,11 @@ def download_bundle(uri: str, *, tracking_uri: str | None = None) -> Bundle:
     tracking_uri = tracking_uri or mlflow.get_tracking_uri()
     with tempfile.TemporaryDirectory() as temporary:
         try:
-            source = _download_uri(uri, tracking_uri=tracking_uri)
-            model = mlflow.artifacts.download_artifacts(
-                source, dst_path=temporary, tracking_uri=tracking_uri
-            )
+            with bounded(_TIMEOUT_S, max_retries=_MAX_RETRIES):
+                source = _download_uri(uri, tracking_uri=tracking_uri)
+                model = mlflow.artifacts.download_artifacts(
+                    source, dst_path=temporary, tracking_uri=tracking_uri
+                )
         except MlflowException as error:
             raise RegistryError(
                 f"cannot load {uri} from {tracking_uri}: {error.message}; set MLFLOW_TRACKING_URI "

@@ -10,11 +10,9 @@ this also holds for a run resumed on another machine. Steps of one metric must a
 """
 
 import logging
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
@@ -22,6 +20,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from mmtrain.journal import Event, Journal
+from mmtrain.mlflow_settings import bounded
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -225,7 +224,7 @@ class _Sender:
 
     def send_all(self) -> None:
         """Sends all events, batch by batch, moving the mark after each."""
-        with _bounded_requests(self._config.timeout_s):
+        with bounded(self._config.timeout_s):
             client = self._client or self._connect()
             while True:
                 events, _ = self._journal.unsent(max_events=_MAX_EVENTS)
@@ -381,19 +380,3 @@ def _plain_key(key: str) -> str:
 
 def _cut(value: str, max_length: int) -> str:
     return value if len(value) <= max_length else value[: max_length - 4] + " ..."
-
-
-@contextmanager
-def _bounded_requests(timeout_s: int) -> Iterator[None]:
-    """MLflow's waits cut short (its own: 120 s and 7 retries); what the user set stays."""
-    bounds = {
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s),
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    }
-    ours = {name: value for name, value in bounds.items() if name not in os.environ}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name in ours:
-            os.environ.pop(name, None)

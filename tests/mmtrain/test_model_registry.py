@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,10 @@ def test_an_unknown_model_or_alias_is_refused_with_the_place(version: ModelVersi
 def test_a_reserved_alias_is_refused(folder: Path, uri: str):
     with pytest.raises(RegistryError, match="latest"):
         register(folder, name="tiny", tracking_uri=uri, alias="latest")
+
+
+def test_a_registry_that_is_away_is_said_within_seconds(folder: Path):
+    began = time.monotonic()
+    with pytest.raises(RegistryError, match=r"cannot register tiny at http://127\.0\.0\.1:9"):
+        register(folder, name="tiny", tracking_uri="http://127.0.0.1:9")
+    assert time.monotonic() - began < 20

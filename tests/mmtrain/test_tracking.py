@@ -172,7 +172,8 @@ class Server:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, start_new_session=True, cwd=self._folder
             )
-        for _ in range(600):
+        deadline = time.monotonic() + 130  # seconds alone, a minute on a busy machine
+        while time.monotonic() < deadline:
             try:
                 urllib.request.urlopen(f"{self.uri}/health", timeout=1).close()
                 return
