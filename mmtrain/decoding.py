@@ -129,6 +129,7 @@ def greedy(
     Raises:
         DecodingError: the task's target is no sequence.
     """
+    _check_length(max_length)
     with _evaluating(model):
         stepper = Stepper(
             model, task=task, inputs=inputs, input_lengths=input_lengths, cached=cached
@@ -145,6 +146,11 @@ def greedy(
             ended_B = ended_B | (last_B == END_ID)
             tokens.append(last_B)
         return _decoded(torch.stack(tokens, dim=1), log_probs_B)
+
+
+def _check_length(max_length: int) -> None:
+    if max_length < 1:
+        raise DecodingError(f"max_length {max_length}: allow 1 token or more")
 
 
 def _decoded(tokens_BT: Tensor, log_probs_B: Tensor) -> Decoded:
@@ -187,6 +193,7 @@ def beam(
     Raises:
         DecodingError: the task's target is no sequence, or the beam holds nothing.
     """
+    _check_length(max_length)
     if beam_size < 1:
         raise DecodingError(f"beam_size {beam_size}: use 1 (greedy) or more")
     with _evaluating(model):

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from mmtrain.layers.encoded import Encoded
-from mmtrain.layers.grid import GridConvStep, Pair, mask_rows, max_pool, row_mask, stride_lengths
+from mmtrain.layers.grid import GridConvStep, Pair, mask_rows, max_pool, stride_lengths
 
 Input = None
 
@@ -106,7 +106,7 @@ class Output(nn.Module):
             shape = Shape.SQUARE if dims == 2 else Shape.LINE
             self.flow = ExitFlow(model_dim, (widths[0], widths[1], widths[2]), shape=shape)
         else:
-            self.command = nn.Parameter(torch.randn(model_dim))
+            self.command = nn.Embedding(1, model_dim)
         self.project = nn.Linear(widths[2] if self.reads == "encoded" else model_dim, num_classes)
         nn.init.orthogonal_(self.project.weight)
         nn.init.zeros_(self.project.bias)
@@ -115,8 +115,8 @@ class Output(nn.Module):
         self, targets_BT: Tensor, *, command_id: int | None, lengths_B: Tensor | None
     ) -> Encoded:
         """One position, the task's own command: a class has no earlier target to be fed."""
-        values_B1D = self.command.expand(targets_BT.shape[0], 1, -1)
-        return Encoded(values_B1D, torch.ones_like(targets_BT[:, :1], dtype=torch.bool))
+        slot_B1 = torch.zeros_like(targets_BT[:, :1], dtype=torch.long)
+        return Encoded(self.command(slot_B1), torch.ones_like(slot_B1, dtype=torch.bool))
 
     def forward(self, encoded: Encoded) -> Tensor:
         if self.reads == "decoded":
@@ -124,5 +124,4 @@ class Output(nn.Module):
         rows, columns = encoded.grid or (encoded.values_BSD.shape[1], 1)
         x_BYXC = encoded.values_BSD.unflatten(1, (rows, columns))
         lengths_B = encoded.mask_BS.unflatten(1, (rows, columns))[:, :, 0].sum(1)
-        assert row_mask(lengths_B, rows).shape == (x_BYXC.shape[0], rows)
         return self.project(self.flow(x_BYXC, lengths_B))

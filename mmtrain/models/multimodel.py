@@ -78,6 +78,11 @@ class Config(BaseModel):
         """The paper's eight-task model: D 1024, 240 experts of which 4 are active."""
         return cls(model_dim=1024, num_experts=240, expert_dim=1024, drop_prob=0.4)
 
+    @classmethod
+    def patent(cls) -> "Config":
+        """The same with the dropout of WO2018213841A1."""
+        return cls.paper().model_copy(update={"drop_prob": 0.5})
+
 
 def _conv_block(config: Config, padding: Padding) -> ConvBlock:
     return ConvBlock(

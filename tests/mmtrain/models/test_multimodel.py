@@ -118,4 +118,4 @@ def test_a_class_can_be_decoded_from_one_position():
     assert outputs.logits.shape == (2, 10)
     assert "body/decoder" in model.owners("digits")
     outputs.logits.sum().backward()
-    assert model.get_parameter("heads.digits.command").grad.abs().sum() > 0
+    assert model.get_parameter("heads.digits.command.weight").grad.abs().sum() > 0
