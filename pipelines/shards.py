@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.errors import CorpusError
+from pipelines.modalities import Feature
 from pipelines.task import Split, Task
 
 MANIFEST, COMPLETED, QUARANTINE = "manifest.json", "COMPLETED", "quarantine.jsonl"
@@ -276,8 +277,8 @@ class _Group:
     """A decoded row group: two flat arrays, and where each example lies in them."""
 
     def __init__(self, table: pa.Table, manifest: Manifest) -> None:
-        self._inputs = _Column(table, "input", dtype=manifest.task.inputs.dtype)
-        self._targets = _Column(table, "target", dtype=manifest.task.targets.dtype)
+        self._inputs = _Column(table, "input", feature=manifest.task.inputs)
+        self._targets = _Column(table, "target", feature=manifest.task.targets)
         self.num_bytes = self._inputs.values.nbytes + self._targets.values.nbytes
 
     def example(self, row: int) -> Example:
@@ -285,14 +286,15 @@ class _Group:
 
 
 class _Column:
-    def __init__(self, table: pa.Table, name: str, *, dtype: str) -> None:
+    def __init__(self, table: pa.Table, name: str, *, feature: Feature) -> None:
         cells = table[name].combine_chunks()
         ends = np.frombuffer(cells.buffers()[1], np.int32)[cells.offset :][: len(cells) + 1]
-        kind = np.dtype(dtype).newbyteorder("<")
+        kind = np.dtype(feature.dtype).newbyteorder("<")
         flat = np.frombuffer(cells.buffers()[2] or b"", np.uint8)[ends[0] : ends[-1]]
         self.values = flat.view(kind)
         self._ends = ((ends - ends[0]) // kind.itemsize).tolist()
-        self._shapes = table[f"{name}_shape"].to_pylist()
+        sides = table[f"{name}_shape"].combine_chunks().flatten().to_numpy()
+        self._shapes = sides.reshape(-1, feature.rank).tolist()
 
     def array(self, row: int) -> np.ndarray:
         return self.values[self._ends[row] : self._ends[row + 1]].reshape(self._shapes[row])

@@ -58,7 +58,8 @@ class StreamConfig(BaseModel):
     buffer_bytes: int = Field(
         default=2**28, ge=2**20, description="Object store for a rank's ready batches, in bytes."
     )
-    num_cpus: float = Field(default=1, gt=0, description="Logical CPUs of a rank's reader.")
+    num_readers: int = Field(default=1, ge=1, description="Reading processes of a rank.")
+    num_cpus: float = Field(default=1, gt=0, description="Logical CPUs of one reader.")
     timeout_s: float = Field(
         default=300, gt=0, description="Longest wait for a batch before the run stops, seconds."
     )
@@ -222,7 +223,7 @@ def _dataset(plan: BatchPlan, begin: int, end: int, config: StreamConfig) -> ray
     context = quiet_context()
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ray.data.ExecutionResources(
-        cpu=config.num_cpus, object_store_memory=config.buffer_bytes
+        cpu=config.num_cpus * config.num_readers, object_store_memory=config.buffer_bytes
     )
     with ray.data.DataContext.current(context):
         return ray.data.from_items(ranges, override_num_blocks=len(ranges)).map_batches(
@@ -232,7 +233,7 @@ def _dataset(plan: BatchPlan, begin: int, end: int, config: StreamConfig) -> ray
             batch_format="pyarrow",
             zero_copy_batch=True,
             num_cpus=config.num_cpus,
-            concurrency=1,
+            concurrency=config.num_readers,
         )
 
 
