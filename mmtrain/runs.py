@@ -156,6 +156,11 @@ def prepare_run(recipe: Recipe, *, out: Path, data_dir: Path, resume: bool) -> N
         model = build_model(recipe.model, task_specs(recipe, corpora.vocabulary), seed=recipe.seed)
     experts = [layer.num_experts for layer in model.modules() if isinstance(layer, MoE)]
     check_combination(recipe.engine, world_size=recipe.num_workers, num_experts=experts)
+    if recipe.optimizer.weight_decay_loss and recipe.engine.zero_stage == 3:
+        raise RecipeError(
+            "optimizer.weight_decay_loss reads whole weights, engine.zero_stage=3 has parts of "
+            "them; set optimizer.weight_decay, or a lower stage"
+        )
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     check_disk(out, needed_bytes=checkpoint_bytes(num_parameters, keep=recipe.keep_checkpoints))
     _claim(recipe, out=out, resume=resume)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 import ray.train
@@ -23,7 +23,7 @@ from torch import Tensor
 from mmtrain import checkpoint, losses
 from mmtrain.checkpoint import Progress
 from mmtrain.engines import Engine, build_engine
-from mmtrain.models.model import build_model
+from mmtrain.models.model import MultiTaskModel, build_model
 from mmtrain.optim import owner_rates
 from mmtrain.policies import NonFiniteLossError, is_due, is_healthy
 from mmtrain.preflight import check_resources
@@ -154,7 +154,9 @@ def micro_loss(
 ) -> Tensor:
     """This rank's share of a step's loss from one micro-batch; shares sum to the step's loss.
 
-    L = sum over tasks of  weight * sum CE / targets + mean over ranks and micro-batches of L_moe
+        L = sum over tasks of  weight * sum CE / targets + L_moe + L_decay
+
+    The last two are means over ranks and micro-batches; MultiModel, arXiv:1706.05137, and its code.
     """
     task, tensors = recipe.tasks[micro.task], to_tensors(micro, ranks.device)
     outputs = engine.forward(task=micro.task, **tensors)
@@ -162,8 +164,12 @@ def micro_loss(
         outputs.logits, tensors["targets"], label_smoothing=task.label_smoothing
     )
     series.add(micro.task, loss=loss, outputs=outputs, examples=len(micro.example_ids))
-    auxiliary = outputs.auxiliary_loss / (recipe.engine.accumulation * ranks.world_size)
-    return task.loss_weight * loss.total / num_targets + auxiliary
+    beside = outputs.auxiliary_loss
+    if decay := recipe.optimizer.weight_decay_loss:
+        model = cast(MultiTaskModel, engine.model)
+        beside = beside + losses.weight_decay_loss(model.trained_by(micro.task), weight=decay)
+    beside = beside / (recipe.engine.accumulation * ranks.world_size)
+    return task.loss_weight * loss.total / num_targets + beside
 
 
 # ---- the driver

@@ -239,6 +239,12 @@ class MultiTaskModel(nn.Module):
             if ".".join(name.split(".")[:2]) in used
         )
 
+    def trained_by(self, task: str) -> list[nn.Parameter]:
+        """Parameters that a step on that task trains."""
+        owners = self.owners(task)
+        named = self.named_parameters()
+        return [parameter for name, parameter in named if self.parameter_owner(name) in owners]
+
 
 def head_name(task: TaskSpec) -> str:
     """Key of a task's head: its own where classes are fixed, else the one its net shares."""
