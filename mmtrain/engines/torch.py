@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mmtrain.engines import EngineConfig, ParameterState, StepStats, check_combination
+from mmtrain.engines.clipping import clip_gradients
 from mmtrain.engines.pieces import (
     Piece,
     entries,
@@ -152,27 +153,3 @@ class TorchEngine:
         if name not in self._masters:
             return 0
         return int(self._optimizer.state[self._masters[name]]["step"])
-
-
-@torch.no_grad()
-def clip_gradients(optimizer: torch.optim.Optimizer, *, max_norm: float) -> float:
-    """Scales all gradients so that their global norm is at most `max_norm`; 0: only measures it.
-
-    In groups that take part, a parameter without a gradient gets a zero one: the group steps whole.
-
-        g <- g * min(1, c / (|g| + 1e-6))        Pascanu et al., arXiv:1211.5063, Algorithm 1
-
-    Returns:
-        The norm before, over all gradients.
-    """
-    stepped = []
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if parameter.grad is None and group["active"]:
-                parameter.grad = torch.zeros_like(parameter)
-            if parameter.grad is not None:
-                stepped.append(parameter)
-    norm = nn.utils.get_total_norm([parameter.grad for parameter in stepped])
-    if max_norm > 0:
-        nn.utils.clip_grads_with_norm_(stepped, max_norm, norm)
-    return float(norm)
