@@ -196,7 +196,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def test_a_server_that_goes_away_stops_nothing_and_misses_nothing(tmp_path: Path, server: Server):
-    config = CONFIG.model_copy(update={"uri": server.uri})
+    config = CONFIG.model_copy(update={"uri": server.uri, "timeout_s": 30})  # a busy machine's
     out = tmp_path / "out"
 
     began = time.monotonic()
@@ -209,7 +209,7 @@ def test_a_server_that_goes_away_stops_nothing_and_misses_nothing(tmp_path: Path
     server.start()
     tracker = Tracker.open(config, out=out, name="away", resume=True)
     tracker.log_metrics({"loss": 1.0}, step=1)
-    assert tracker.flush()
+    assert tracker.flush(timeout_s=60)
 
     server.kill()
     began = time.monotonic()
@@ -220,6 +220,7 @@ def test_a_server_that_goes_away_stops_nothing_and_misses_nothing(tmp_path: Path
 
     server.start()
     tracker.log_text(json.dumps({"name": "away"}), name="recipe.json")
+    assert tracker.flush(timeout_s=60)
     tracker.close()
     assert history(tracker, "loss") == [(step, float(step)) for step in range(502)]
     client = MlflowClient(tracking_uri=server.uri)
