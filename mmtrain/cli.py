@@ -5,6 +5,7 @@ Heavy imports stand inside the commands, so that help and mistakes answer at onc
 """
 
 import json
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -193,7 +194,9 @@ def _print_built(manifests: dict[tuple[str, str], Any], *, as_json: bool) -> Non
             )
         )  # fmt: skip
         return
-    table = Table("task", "split", "examples", "quarantined", "digest", box=None, padding=(0, 2))
+    table = Table(box=None, padding=(0, 2))
+    for heading in ("task", "split", "examples", "quarantined", "digest"):
+        table.add_column(heading, no_wrap=True, overflow="fold")
     for (task, split), manifest in manifests.items():
         table.add_row(
             task, split, f"{manifest.num_examples:,}", str(sum(manifest.quarantined.values())),
@@ -212,6 +215,8 @@ def _print_run(run: Any, *, as_json: bool) -> None:
 
 def main() -> None:
     """Entry point: the user's mistakes are one line and a non-zero exit, never a traceback."""
+    for chatty in ("mlflow", "alembic", "ray", "deepspeed", "DeepSpeed"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
         app(standalone_mode=False)
     except MMTrainError as error:
