@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.timeout(600)  # a fixture waits for a whole group
 ZERO = ("zero0", "zero1", "zero2", "zero3")
 SAVED = ("zero0", "zero1", "zero1_ep2", "zero2_ep2", "zero3", "zero2_bf16", "zero3_offload")
 POISONED = ("zero0", "zero1", "zero2_ep2", "zero3", "zero2_bf16")
@@ -33,7 +34,7 @@ def run_group(folder: Path, *, world_size: int, jobs: list[str]) -> list[dict]:
     ]  # fmt: skip
     try:
         for rank in ranks:
-            text, _ = rank.communicate(timeout=240)
+            text, _ = rank.communicate(timeout=560)
             assert rank.returncode == 0, text
     finally:
         for rank in ranks:
