@@ -79,11 +79,11 @@ class Lineage(BaseModel):
     recipe_digest: str
     code_version: str = Field(description="Version of the packages and digest of their sources.")
     corpora: dict[str, str] = Field(description="Digest of each task's training split.")
-    run_id: str | None = Field(None, description="MLflow run.")
+    run_id: str | None = Field(default=None, description="MLflow run.")
     step: int = Field(ge=0, description="Optimizer steps taken.")
-    seconds: float = Field(0.0, ge=0, description="Wall time of the training.")
-    task_steps: dict[str, int] = Field({}, description="Steps that trained each task.")
-    task_seconds: dict[str, float] = Field({}, description="Training time of these steps.")
+    seconds: float = Field(default=0.0, ge=0, description="Wall time of the training.")
+    task_steps: dict[str, int] = Field(default={}, description="Steps that trained each task.")
+    task_seconds: dict[str, float] = Field(default={}, description="Training time of these steps.")
 
 
 class BundleFile(BaseModel):

@@ -19,29 +19,42 @@ class OptimizerConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    learning_rate: float = Field(2e-3, gt=0, description="Largest learning rate of the run.")
-    schedule: Literal["constant", "linear", "cosine", "exponential"] = Field(
-        "linear", description="How the rate falls after the warm-up; each is a function below."
+    learning_rate: float = Field(
+        default=2e-3, gt=0, description="Largest learning rate of the run."
     )
-    warmup_steps: int = Field(100, ge=0, description="Steps in which the rate rises.")
+    schedule: Literal["constant", "linear", "cosine", "exponential"] = Field(
+        default="linear",
+        description="How the rate falls after the warm-up; each is a function below.",
+    )
+    warmup_steps: int = Field(default=100, ge=0, description="Steps in which the rate rises.")
     decay_start: float = Field(
-        0.6, ge=0, le=1, description="Share of the run's steps after which the rate falls."
+        default=0.6, ge=0, le=1, description="Share of the run's steps after which the rate falls."
     )
     decay_factor: float = Field(
-        0.9999955, gt=0, le=1, description="Of 'exponential': the rate's factor at each step."
+        default=0.9999955,
+        gt=0,
+        le=1,
+        description="Of 'exponential': the rate's factor at each step.",
     )
     task_scale: dict[str, float] = Field(
-        {}, description="Multiplies the rate at a task's steps; 1 for a task that is not named."
+        default={},
+        description="Multiplies the rate at a task's steps; 1 for a task that is not named.",
     )
-    betas: tuple[float, float] = Field((0.9, 0.98), description="Decay of the two moments.")
-    eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
+    betas: tuple[float, float] = Field(default=(0.9, 0.98), description="Decay of the two moments.")
+    eps: float = Field(default=1e-8, gt=0, description="Added to the root of the second moment.")
     weight_decay: float = Field(
-        0.0, ge=0, description="Decoupled decay (AdamW) of parameters with more than one axis."
+        default=0.0,
+        ge=0,
+        description="Decoupled decay (AdamW) of parameters with more than one axis.",
     )
     weight_decay_loss: float = Field(
-        0.0, ge=0, description="Weight of losses.weight_decay_loss in the loss; 0: left out."
+        default=0.0,
+        ge=0,
+        description="Weight of losses.weight_decay_loss in the loss; 0: left out.",
     )
-    clip_norm: float = Field(2.0, ge=0, description="Largest global gradient norm; 0: no clipping.")
+    clip_norm: float = Field(
+        default=2.0, ge=0, description="Largest global gradient norm; 0: no clipping."
+    )
 
 
 def learning_rate(

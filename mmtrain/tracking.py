@@ -45,12 +45,14 @@ class TrackingConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     uri: str | None = Field(
-        None, description="MLflow tracking URI; None: a SQLite file beside the run."
+        default=None, description="MLflow tracking URI; None: a SQLite file beside the run."
     )
-    experiment: str = Field("mmtrain", description="MLflow experiment.")
-    interval_s: float = Field(1.0, gt=0, description="Seconds between deliveries.")
-    timeout_s: int = Field(5, ge=1, description="Longest wait for one answer of a server.")
-    retry_s: float = Field(10.0, gt=0, description="Wait after MLflow could not be reached.")
+    experiment: str = Field(default="mmtrain", description="MLflow experiment.")
+    interval_s: float = Field(default=1.0, gt=0, description="Seconds between deliveries.")
+    timeout_s: int = Field(default=5, ge=1, description="Longest wait for one answer of a server.")
+    retry_s: float = Field(
+        default=10.0, gt=0, description="Wait after MLflow could not be reached."
+    )
 
 
 def tracking_uri(config: TrackingConfig, *, out: Path) -> str:

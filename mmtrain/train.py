@@ -275,7 +275,7 @@ def run_workers(job: Job, recipe: Recipe, *, console: Console) -> None:
     Raises:
         RunFailedError: the run stopped, or workers were lost more often than the recipe allows.
     """
-    board = ray.remote(num_cpus=0)(ProgressBoard).remote()
+    board: Any = ray.remote(num_cpus=0)(ProgressBoard).remote()  # ray types it as a function
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job, "board": board},

@@ -1,4 +1,4 @@
-"""The data plane: raw corpora become shards, a schedule and a plan say what is read, a stream reads it.
+"""The data plane: raw corpora become shards; a schedule and a plan say what a stream reads.
 
 Nothing here imports torch or `mmtrain`.
 """

@@ -1,4 +1,4 @@
-"""The batch that a rank trains on: arrays of one task, padded, with what is real and who they are."""
+"""The batch that a rank trains on: arrays of one task, padded, and what of them is real."""
 
 from dataclasses import dataclass
 

@@ -256,7 +256,11 @@ class ShardReader:
         shard, index = manifest.group_place(number)
         path = manifest.folder / shard.file
         try:
-            table = self._file(path, shard).read_row_group(index, columns=SCHEMA.names[1:])
+            table = self._file(path, shard).read_row_group(
+                index,
+                columns=SCHEMA.names[1:],
+                use_threads=False,  # small: threads cost more
+            )
         except (OSError, pa.ArrowInvalid) as error:
             raise _changed(path, str(error)) from error
         return _Group(table, manifest)

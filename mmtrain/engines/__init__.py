@@ -29,23 +29,26 @@ class EngineConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["deepspeed", "torch"] = Field(
-        "deepspeed", description="Module of mmtrain/engines; 'torch' runs on one worker."
+        default="deepspeed", description="Module of mmtrain/engines; 'torch' runs on one worker."
     )
     zero_stage: Literal[0, 1, 2, 3] = Field(
-        0,
+        default=0,
         description="DeepSpeed ZeRO: 0 copies all on each rank; 1 shards the optimizer's states, "
         "2 the gradients too, 3 the weights too.",
     )
     precision: Literal["fp32", "bf16"] = Field(
-        "fp32", description="Of weights in forward and backward; the optimizer keeps fp32."
+        default="fp32", description="Of weights in forward and backward; the optimizer keeps fp32."
     )
-    ep_size: int = Field(1, ge=1, description="Ranks that share one copy of the experts.")
-    accumulation: int = Field(1, ge=1, description="Micro-batches that one global batch is cut in.")
+    ep_size: int = Field(default=1, ge=1, description="Ranks that share one copy of the experts.")
+    accumulation: int = Field(
+        default=1, ge=1, description="Micro-batches that one global batch is cut in."
+    )
     activation_checkpointing: bool = Field(
-        False, description="Compute blocks again in backward in place of keeping activations."
+        default=False,
+        description="Compute blocks again in backward in place of keeping activations.",
     )
     offload_optimizer: bool = Field(
-        False, description="Keep the optimizer's states and step on the CPU (GPU training)."
+        default=False, description="Keep the optimizer's states and step on the CPU (GPU training)."
     )
 
 

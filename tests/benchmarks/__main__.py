@@ -1,6 +1,6 @@
 """Runs every benchmark, prints their lines, and draws all ratios in one figure.
 
-    python -m tests.benchmarks [NAME ...] [--out DIR]      e.g. bench_moe bench_step
+python -m tests.benchmarks [NAME ...] [--out DIR]      e.g. bench_moe bench_step
 """
 
 import argparse

@@ -32,4 +32,4 @@ def test_table_has_a_line_for_each_task():
     console.print(progress_table(PROGRESS))
     shown = console.file.getvalue()
     assert "step 20 of 100" in shown
-    assert [word for word in shown.splitlines()[-1].split()] == ["parsing", "12", "1.250", "80"]
+    assert shown.splitlines()[-1].split() == ["parsing", "12", "1.250", "80"]

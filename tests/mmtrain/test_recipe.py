@@ -43,7 +43,7 @@ def test_value_of_the_wrong_type_or_range_is_refused_by_field(recipe, setting):
 
 
 def test_setting_without_a_value_is_refused(recipe):
-    with pytest.raises(RecipeError, match="dotted.field=value"):
+    with pytest.raises(RecipeError, match=r"dotted\.field=value"):
         override(recipe, ["num_steps"])
 
 
