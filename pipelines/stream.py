@@ -45,9 +45,12 @@ class StreamConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps_per_read: int = Field(default=16, ge=1, description="Steps that a reader takes at once.")
+    steps_per_read: int = Field(default=64, ge=1, description="Steps that a reader takes at once.")
+    block_bytes: int = Field(
+        default=2**24, ge=1, description="Batches that travel together, in bytes; at least one."
+    )
     prefetch: int = Field(
-        default=4, ge=1, description="Ready reads waiting for the train loop, per rank."
+        default=2, ge=1, description="Blocks unpacked and waiting for the train loop, per rank."
     )
     shuffle_window: int = Field(
         default=16, ge=1, description="Row groups whose rows are shuffled together."
@@ -221,6 +224,7 @@ def _dataset(plan: BatchPlan, begin: int, end: int, config: StreamConfig) -> ray
     starts = range(begin, end, config.steps_per_read)
     ranges = [{"begin": start, "end": min(start + config.steps_per_read, end)} for start in starts]
     context = quiet_context()
+    context.target_max_block_size = config.block_bytes
     context.execution_options.preserve_order = True
     context.execution_options.resource_limits = ray.data.ExecutionResources(
         cpu=config.num_cpus * config.num_readers, object_store_memory=config.buffer_bytes
@@ -228,7 +232,7 @@ def _dataset(plan: BatchPlan, begin: int, end: int, config: StreamConfig) -> ray
     with ray.data.DataContext.current(context):
         return ray.data.from_items(ranges, override_num_blocks=len(ranges)).map_batches(
             RangeReader,
-            fn_constructor_args=(plan, config.cache_bytes),
+            fn_constructor_args=(plan, config),
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
@@ -242,23 +246,30 @@ class RangeReader:
 
     Args:
         plan: this rank's.
-        cache_bytes: decoded row groups kept, in bytes.
+        config: its bounds of memory.
     """
 
-    def __init__(self, plan: BatchPlan, cache_bytes: int) -> None:
-        self._plan = plan
-        self._reader = ShardReader(plan.manifests.values(), cache_bytes=cache_bytes)
+    def __init__(self, plan: BatchPlan, config: StreamConfig) -> None:
+        self._plan, self._block_bytes = plan, config.block_bytes
+        self._reader = ShardReader(plan.manifests.values(), cache_bytes=config.cache_bytes)
 
-    def __call__(self, ranges: pa.Table) -> pa.Table:
-        """A table of the batches of all steps of `ranges` (columns begin, end).
+    def __call__(self, ranges: pa.Table) -> Iterator[pa.Table]:
+        """Tables of the batches of all steps of `ranges` (columns begin, end).
 
         What the user must mend travels as a row: Ray would hand on no more than its text.
         """
+        rows, num_bytes = [], 0
         try:
-            rows = [to_row(batch) for row in ranges.to_pylist() for batch in self._read(**row)]
+            for batch in (batch for row in ranges.to_pylist() for batch in self._read(**row)):
+                rows.append(to_row(batch))
+                num_bytes += batch.inputs.nbytes + batch.targets.nbytes
+                if num_bytes >= self._block_bytes:
+                    yield pa.Table.from_pylist(rows, SCHEMA)
+                    rows, num_bytes = [], 0
         except MMTrainError as error:
-            rows = [{"error": pickle.dumps(error)}]
-        return pa.Table.from_pylist(rows, SCHEMA)
+            rows.append({"error": pickle.dumps(error)})
+        if rows:
+            yield pa.Table.from_pylist(rows, SCHEMA)
 
     def _read(self, begin: int, end: int) -> Iterator[Batch]:
         for step in range(begin, end):
