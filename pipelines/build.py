@@ -326,7 +326,7 @@ def run_units(units: Sequence[Unit]) -> Iterator[UnitReport]:
     with ray.data.DataContext.current(quiet_context()):
         dataset = ray.data.from_items(
             [{"unit": pickle.dumps(unit)} for unit in units], override_num_blocks=len(units)
-        ).map(write_row)
+        ).map(lambda row: {"report": pickle.dumps(write_unit(pickle.loads(row["unit"])))})
     for row in dataset.iter_rows():
         yield pickle.loads(row["report"])
 
@@ -338,11 +338,6 @@ def quiet_context() -> ray.data.DataContext:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     return context
-
-
-def write_row(row: dict[str, bytes]) -> dict[str, bytes]:
-    """`write_unit` on a row of a Dataset."""
-    return {"report": pickle.dumps(write_unit(pickle.loads(row["unit"])))}
 
 
 def finish_split(
