@@ -25,8 +25,9 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@
 
+# A second call goes on where a kill left the first.
 quickstart: $(VENV)/installed
-	$(BIN)/mmtrain quickstart
+	$(BIN)/mmtrain quickstart --resume
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest

@@ -73,7 +73,10 @@ class Recipe(BaseModel):
                 raise UnknownNameError("task of the recipe", task, tuple(self.tasks))
         if not tasks:
             return self
-        return self.with_(tasks={name: self.tasks[name] for name in self.tasks if name in tasks})
+        kept = {name: task for name, task in self.tasks.items() if name in tasks}
+        rates = {name: rate for name, rate in self.schedule.rates.items() if name in kept}
+        schedule = self.schedule.model_copy(update={"rates": rates})
+        return self.with_(tasks=kept, schedule=schedule)
 
     def digest(self) -> str:
         """SHA-256 of the JSON form, 16 hex digits."""

@@ -1,6 +1,6 @@
 """Captions: two or three handwritten digits on one canvas, and which digit stands where.
 
-    three at top left, seven at bottom right
+    top left three, bottom right seven
 
 A canvas has four quarters; a digit stands anywhere inside its quarter. Scans keep the split that
 they have in the corpus of digits, so that a test canvas shows no scan of any training picture.
@@ -59,4 +59,4 @@ def draw_canvas(
 def write_caption(digits: np.ndarray, *, quarters: np.ndarray) -> str:
     """Which digit stands where, in reading order."""
     pairs = zip(digits.tolist(), quarters.tolist(), strict=True)
-    return ", ".join(f"{DIGIT_WORDS[digit]} at {PLACES[quarter]}" for digit, quarter in pairs)
+    return ", ".join(f"{PLACES[quarter]} {DIGIT_WORDS[digit]}" for digit, quarter in pairs)
