@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from pydantic import ValidationError
 from rich.console import Console
@@ -218,21 +217,13 @@ def main() -> None:
     for chatty in ("mlflow", "alembic", "ray", "deepspeed", "DeepSpeed"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     try:
-        app(standalone_mode=False)
+        app()  # Typer itself answers a wrong option, and an interrupt, in one line
     except MMTrainError as error:
         _fail(str(error))
     except ValidationError as error:
         from mmtrain.recipe import first_problem
 
         _fail(f"{error.title}: {first_problem(error)}")
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except (KeyboardInterrupt, click.exceptions.Abort):
-        errors.print("interrupted; what was saved stands, --resume goes on")
-        sys.exit(130)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
 
 
 def _fail(message: str) -> None:
