@@ -56,7 +56,7 @@ class Stepper:
         cached: bool = True,
     ) -> None:
         spec = model.task(task)
-        if spec.command_id is None or spec.num_classes is not None:
+        if spec.command_id is None or spec.num_outputs is not None:
             raise DecodingError(f"task {task!r} has no sequence to decode; use its logits")
         self.command_id: int = spec.command_id
         self._body, self._head = model.body, model.head(task)

@@ -252,9 +252,9 @@ def fit_trivial(predictor: Predictor, train: Manifest, *, max_examples: int) -> 
         )
         for example in examples
     ]
-    num_classes = predictor.task(task.name).spec.num_classes
+    num_outputs = predictor.task(task.name).spec.num_outputs
     vocabulary = predictor.vocabulary
-    size = num_classes or (vocabulary.size if vocabulary else 1)
+    size = num_outputs or (vocabulary.size if vocabulary else 1)
     tokens = BigramModel((e.targets.tolist() for e in examples), vocab_size=size)
     return Trivial(load_baseline(task.baseline)(pairs), tokens)
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipelines.errors import UnknownNameError
+
 PADDING = 0
 
 
@@ -34,6 +36,32 @@ class TokenSums:
     nll: Tensor
     correct: Tensor
     count: Tensor
+
+
+def task_loss(
+    name: str,
+    logits: Tensor,
+    targets: Tensor,
+    *,
+    label_smoothing: float = 0.0,
+    groups: tuple[int, ...] = (),
+) -> LossSum:
+    """The loss of a task, by the name in its `TaskSpec.loss`.
+
+    Args:
+        name: function of this module.
+        logits: as the task's head gives them.
+        targets: as the task's targets are collated.
+        label_smoothing: probability shared by the wrong labels.
+        groups: of several labels at once, scores of each.
+
+    Raises:
+        UnknownNameError: there is no such loss.
+    """
+    known = {loss.__name__: loss for loss in (cross_entropy,)}
+    if name not in known:
+        raise UnknownNameError("loss", name, tuple(known))
+    return known[name](logits, targets, label_smoothing=label_smoothing)
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> LossSum:

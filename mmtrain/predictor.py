@@ -138,7 +138,7 @@ class Predictor:
         spec = self.task(task)
         inputs, lengths = self.to_batch(spec.inputs, arrays)
         with torch.inference_mode():
-            if spec.spec.num_classes is not None:
+            if spec.spec.num_outputs is not None:
                 return self._classes(spec, inputs=inputs, lengths=lengths)
             return self._texts(spec, inputs=inputs, lengths=lengths, beam_size=beam_size)
 

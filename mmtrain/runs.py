@@ -20,7 +20,7 @@ from mmtrain.checkpoint import Progress
 from mmtrain.engines import check_combination
 from mmtrain.export import Lineage, bundle_task, code_version, save_bundle
 from mmtrain.layers.moe import MoE
-from mmtrain.models.model import TaskSpec, build_model
+from mmtrain.models.model import TaskSpec, build_model, net_of
 from mmtrain.preflight import check_disk, checkpoint_bytes
 from mmtrain.ranks import Ranks
 from mmtrain.recipe import Recipe, RecipeError
@@ -101,12 +101,16 @@ def open_corpora(recipe: Recipe, data_dir: Path) -> Corpora:
 
 def task_specs(recipe: Recipe, vocabulary: Vocabulary) -> list[TaskSpec]:
     """What the model must know of each task of a recipe."""
+    family = recipe.model.family
     return [
         TaskSpec(
             name=task.name,
-            input_net=task.inputs.net,
-            output_net=task.targets.net,
-            num_classes=len(classes) if (classes := getattr(task.targets, "classes", ())) else None,
+            input_net=net_of(family, task.inputs),
+            output_net=net_of(family, task.targets),
+            num_outputs=task.targets.num_outputs,
+            output_groups=task.targets.output_groups,
+            loss=task.loss or task.targets.loss,
+            drop_layer=task.drop_layer,
             command_id=vocabulary.command_id(task.command) if task.command else None,
         )
         for task in recipe.tasks.values()

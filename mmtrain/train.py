@@ -160,8 +160,12 @@ def micro_loss(
     """
     task, tensors = recipe.tasks[micro.task], to_tensors(micro, ranks.device)
     outputs = engine.forward(task=micro.task, **tensors)
-    loss = losses.cross_entropy(
-        outputs.logits, tensors["targets"], label_smoothing=task.label_smoothing
+    loss = losses.task_loss(
+        task.loss or task.targets.loss,
+        outputs.logits,
+        tensors["targets"],
+        label_smoothing=task.label_smoothing,
+        groups=task.targets.output_groups,
     )
     series.add(micro.task, loss=loss, outputs=outputs, examples=len(micro.example_ids))
     beside = outputs.auxiliary_loss

@@ -38,6 +38,15 @@ class Source(BaseModel):
     )
 
 
+class Augmentation(BaseModel):
+    """A random change of a training example, drawn anew in each epoch."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="Function of pipelines/augment.py.")
+    settings: dict[str, float] = Field(default={}, description="Its keyword arguments.")
+
+
 class Task(BaseModel):
     """One task. Inputs and targets are one array each; a task's loss is its head's."""
 
@@ -72,9 +81,33 @@ class Task(BaseModel):
         default=(),
         description="Length buckets for batch_tokens: upper bounds, in tokens of the longer side.",
     )
+    loss: str | None = Field(
+        default=None, description="Function of mmtrain/losses.py; None: the one of the targets."
+    )
     loss_weight: float = Field(default=1.0, gt=0, description="Multiplies the task's loss.")
     label_smoothing: float = Field(
         default=0.0, ge=0, lt=1, description="Probability shared by the wrong labels."
+    )
+    augment: tuple[Augmentation, ...] = Field(
+        default=(), description="What is done to a training example each time it is read, in order."
+    )
+    mixup: float = Field(
+        default=0.0, ge=0, description="Alpha of Beta(alpha, alpha) of mixup; 0: none."
+    )
+    drop_layer: float = Field(
+        default=0.0, ge=0, lt=1, description="Stochastic depth: share dropped of the last layer."
+    )
+    num_steps: int | None = Field(
+        default=None, ge=1, description="U_j: steps of the task's own run; its rate in a schedule."
+    )
+    learning_rate: float | None = Field(
+        default=None, gt=0, description="Of the task's own run; None: the optimizer's."
+    )
+    warmup_steps: int | None = Field(
+        default=None, ge=0, description="Of the task's own run; None: the optimizer's."
+    )
+    betas: tuple[float, float] | None = Field(
+        default=None, description="Decay of Adam's moments at its steps; None: the optimizer's."
     )
 
     @field_validator("name")

@@ -95,11 +95,11 @@ class Output(nn.Module):
         *,
         model_dim: int,
         vocab_size: int,
-        num_classes: int | None,
+        num_outputs: int | None,
         dims: Literal[1, 2],
     ) -> None:
         super().__init__()
-        assert num_classes is not None, "a label target needs its number of classes"
+        assert num_outputs is not None, "a label target needs its number of classes"
         self.reads: Literal["encoded", "decoded"] = config.reads
         widths = tuple(max(1, round(model_dim * width)) for width in config.widths)
         if self.reads == "encoded":
@@ -107,7 +107,7 @@ class Output(nn.Module):
             self.flow = ExitFlow(model_dim, (widths[0], widths[1], widths[2]), shape=shape)
         else:
             self.command = nn.Embedding(1, model_dim)
-        self.project = nn.Linear(widths[2] if self.reads == "encoded" else model_dim, num_classes)
+        self.project = nn.Linear(widths[2] if self.reads == "encoded" else model_dim, num_outputs)
         nn.init.orthogonal_(self.project.weight)
         nn.init.zeros_(self.project.bias)
 

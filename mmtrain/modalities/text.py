@@ -64,7 +64,7 @@ class Output(nn.Module):
         *,
         model_dim: int,
         vocab_size: int,
-        num_classes: int | None,
+        num_outputs: int | None,
         dims: Literal[1, 2],
     ) -> None:
         super().__init__()

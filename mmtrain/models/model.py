@@ -8,6 +8,10 @@ of this package with a `Body` and its `Config`:
                                       .decode(shifted, Encoded) -> Encoded
                                       .parts(reads): its children that a head depends on
     Config                            frozen, with `model_dim`
+    NETS                              optional: its own net for a modality net's name, e.g.
+                                      {"image": "image_patches"}
+    build_adapter(config)             optional: a module Encoded -> Encoded between each stem and
+                                      the body, owned by the modality; None: there is none
 
 Every parameter has one owner, and a step on a task trains whole owners: `owners(task)`.
 """
@@ -15,7 +19,7 @@ Every parameter has one owner, and a step on a task trains whole owners: `owners
 import importlib
 import pkgutil
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -27,6 +31,7 @@ from torch import Tensor, nn
 from mmtrain import modalities
 from mmtrain.layers.encoded import Encoded
 from pipelines.errors import MMTrainError, UnknownNameError
+from pipelines.modalities import Feature
 
 __all__ = ["Encoded", "ModelConfig", "MultiTaskModel", "Outputs", "TaskSpec", "build_model"]
 
@@ -43,8 +48,15 @@ class TaskSpec(BaseModel):
     name: str
     input_net: str = Field(description="Stem: module of mmtrain/modalities, e.g. 'spectral'.")
     output_net: str = Field(description="Head: module of mmtrain/modalities, e.g. 'text', 'label'.")
-    num_classes: int | None = Field(
-        default=None, description="Classes, for a net with a fixed set."
+    num_outputs: int | None = Field(
+        default=None, description="Scores of a net with a fixed set; None: tokens are decoded."
+    )
+    output_groups: tuple[int, ...] = Field(
+        default=(), description="Of several labels at once: scores of each; they sum to all."
+    )
+    loss: str = Field(default="cross_entropy", description="Function of mmtrain/losses.py.")
+    drop_layer: float = Field(
+        default=0.0, ge=0, lt=1, description="Stochastic depth: share dropped of the last layer."
     )
     command_id: int | None = Field(
         default=None, description="Token that starts decoding; None: no decoder."
@@ -91,6 +103,12 @@ def families() -> tuple[str, ...]:
     return tuple(sorted(name for name in found if name != "model"))
 
 
+def net_of(family: str, feature: Feature) -> str:
+    """The modality net that a family takes a feature's arrays with."""
+    nets: Mapping[str, str] = getattr(load_family(family), "NETS", {})
+    return nets.get(feature.net, feature.net)
+
+
 def load_family(name: str) -> ModuleType:
     """The module of a family.
 
@@ -125,13 +143,17 @@ class MultiTaskModel(nn.Module):
         super().__init__()
         self.config = config
         self.tasks = {task.name: task for task in tasks}
-        self.stems, self.heads = nn.ModuleDict(), nn.ModuleDict()
+        self.stems, self.adapters, self.heads = (nn.ModuleDict() for _ in range(3))
+        family = load_family(config.family)
+        build_adapter = getattr(family, "build_adapter", lambda _: None)
         for task in self.tasks.values():
             if task.input_net not in self.stems:
                 self.stems[task.input_net] = self._build_stem(task)
+                if adapter := build_adapter(config.body):
+                    self.adapters[task.input_net] = adapter
             if head_name(task) not in self.heads:
                 self.heads[head_name(task)] = self._build_head(task)
-        self.body: Any = load_family(config.family).Body(config.body)
+        self.body: Any = family.Body(config.body)
 
     def _build_stem(self, task: TaskSpec) -> nn.Module:
         build = modalities.load(task.input_net).Input
@@ -146,10 +168,10 @@ class MultiTaskModel(nn.Module):
         head = build(
             self._net_config(task.output_net),
             **self._sizes(),
-            num_classes=task.num_classes,
+            num_outputs=task.num_outputs,
             dims=modalities.load(task.input_net).Input.dims,
         )
-        if head.reads == "decoded" and task.num_classes is None and task.command_id is None:
+        if head.reads == "decoded" and task.num_outputs is None and task.command_id is None:
             raise ModelError(f"task {task.name}: a sequence is decoded from a command; name one")
         return head
 
@@ -197,8 +219,12 @@ class MultiTaskModel(nn.Module):
 
     def encode(self, task: str, *, inputs: Tensor, input_lengths: Tensor) -> Encoded:
         """The input of a task as the body's encoder leaves it."""
-        stem = self.stems[self.task(task).input_net]
-        return self.body.encode(stem(inputs, input_lengths))
+        spec = self.task(task)
+        encoded = self.stems[spec.input_net](inputs, input_lengths)
+        encoded = replace(encoded, drop_layer=spec.drop_layer)
+        if spec.input_net in self.adapters:
+            encoded = self.adapters[spec.input_net](encoded)
+        return self.body.encode(encoded)
 
     def head(self, task: str) -> Any:
         """The head of a task."""
@@ -217,11 +243,11 @@ class MultiTaskModel(nn.Module):
     def parameter_owner(self, name: str) -> str:
         """Who owns the parameter of that name; all parameters of an owner train in the same steps.
 
-        "body/<part>", "experts/<part>", "modality/<net>" for a stem, "modality/<net>_output" for a
-        head that tasks share, "task/<task>" for a head of one task.
+        "body/<part>", "experts/<part>", "modality/<net>" for a stem and its adapter,
+        "modality/<net>_output" for a head that tasks share, "task/<task>" for a head of one task.
         """
         kind, child = name.split(".")[:2]
-        if kind == "stems":
+        if kind in ("stems", "adapters"):
             return f"modality/{child}"
         if kind == "heads":
             return f"task/{child}" if child in self.tasks else f"modality/{child}_output"
@@ -231,7 +257,7 @@ class MultiTaskModel(nn.Module):
     def owners(self, task: str) -> frozenset[str]:
         """Owners whose parameters a step on that task trains, all of them and no others."""
         spec = self.task(task)
-        used = {f"stems.{spec.input_net}", f"heads.{head_name(spec)}"}
+        used = {f"stems.{spec.input_net}", f"adapters.{spec.input_net}", f"heads.{head_name(spec)}"}
         used |= {f"body.{part}" for part in self.body.parts(self.head(task).reads)}
         return frozenset(
             self.parameter_owner(name)
@@ -248,7 +274,7 @@ class MultiTaskModel(nn.Module):
 
 def head_name(task: TaskSpec) -> str:
     """Key of a task's head: its own where classes are fixed, else the one its net shares."""
-    return task.output_net if task.num_classes is None else task.name
+    return task.output_net if task.num_outputs is None else task.name
 
 
 def build_model(config: ModelConfig, tasks: Iterable[TaskSpec], seed: int) -> MultiTaskModel:

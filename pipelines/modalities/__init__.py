@@ -34,6 +34,7 @@ class Feature(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dtype: ClassVar[str]
+    loss: ClassVar[str] = "cross_entropy"  # of a target: function of mmtrain/losses.py
 
     modality: str
 
@@ -46,6 +47,16 @@ class Feature(BaseModel):
     def net(self) -> str:
         """The modality net of the model; the modality's own name unless a subclass says more."""
         return self.modality
+
+    @property
+    def num_outputs(self) -> int | None:
+        """Of a target: scores that a model gives for it; None: a sequence of tokens is decoded."""
+        return None
+
+    @property
+    def output_groups(self) -> tuple[int, ...]:
+        """Of a target of several labels at once: scores of each, in order; they sum to all."""
+        return ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,11 @@ class LabelFeature(Feature):
     modality: str = "label"
     classes: tuple[str, ...] = Field(min_length=2, description="Class names; the id is the place.")
 
+    @property
+    def num_outputs(self) -> int:
+        """A score for each class."""
+        return len(self.classes)
+
 
 FEATURE = LabelFeature
 

@@ -37,7 +37,7 @@ def build() -> MultiTaskModel:
             name=task.name,
             input_net=task.inputs.net,
             output_net=task.targets.net,
-            num_classes=len(getattr(task.targets, "classes", ())) or None,
+            num_outputs=task.targets.num_outputs,
             command_id=2 if task.command else None,
         )
         for task in RECIPE.tasks.values()

@@ -42,7 +42,7 @@ def example_specs() -> dict[str, TaskSpec]:
             name=name,
             input_net=task.inputs.net,
             output_net=task.targets.net,
-            num_classes=len(CLASSES) if name == "shades" else None,
+            num_outputs=len(CLASSES) if name == "shades" else None,
             command_id=vocabulary.command_id(task.command) if task.command else None,
         )
         for name, task in TASKS.items()

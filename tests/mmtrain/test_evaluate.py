@@ -65,7 +65,7 @@ def test_log_perplexity_is_that_of_one_example_at_a_time(predictor: Predictor, r
         log_probs = outputs.logits.log_softmax(-1)[0]
         nll -= sum(log_probs[place, token].item() for place, token in enumerate(targets[0]))
         count += targets.shape[1]
-    assert spec.spec.num_classes is None
+    assert spec.spec.num_outputs is None
     assert values(results, "names")["log_perplexity"] == pytest.approx(nll / count, rel=1e-4)
 
 

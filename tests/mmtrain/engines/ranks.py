@@ -150,7 +150,7 @@ def real_model(layout: str) -> dict[str, Any]:
         join="none", drop_prob=0.0, gate_noise="none", balance_weight=0.0,
     )  # fmt: skip
     tasks = [
-        TaskSpec(name="red", input_net="image", output_net="label", num_classes=10),
+        TaskSpec(name="red", input_net="image", output_net="label", num_outputs=10),
         TaskSpec(name="blue", input_net="text", output_net="text", command_id=3),
     ]
     model = build_model(ModelConfig(body=body, vocab_size=50), tasks, seed=0)

@@ -80,7 +80,7 @@ def test_text_embeds_padding_as_zero_and_tokens_with_unit_variance():
 
 
 def test_targets_are_shifted_behind_their_command():
-    net = text.Output(text.Config(), **SIZES, num_classes=None, dims=1)
+    net = text.Output(text.Config(), **SIZES, num_outputs=None, dims=1)
     targets = torch.tensor([[7, 8, 1, 0], [9, 1, 0, 0]])
     shifted = net.start(targets, command_id=3, lengths_B=torch.tensor([3, 2]))
     expected = net.embed(torch.tensor([[3, 7, 8, 1], [3, 9, 1, 0]]))
@@ -94,7 +94,7 @@ def test_a_label_head_reads_a_sequence_and_a_grid_of_any_length(dims):
     from mmtrain.layers.encoded import Encoded
 
     torch.manual_seed(0)
-    net = label.Output(label.Config(), **SIZES, num_classes=7, dims=dims)
+    net = label.Output(label.Config(), **SIZES, num_outputs=7, dims=dims)
     values_BSD = torch.randn(1, 15, 16)
     grid = (5, 3) if dims == 2 else None
     logits = net(Encoded(values_BSD, torch.ones(1, 15, dtype=torch.bool), grid))

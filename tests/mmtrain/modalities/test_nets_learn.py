@@ -59,7 +59,7 @@ def test_a_net_learns(net):
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     stem = build(config, model_dim=32, vocab_size=1)
-    head = label.Output(label.Config(), model_dim=32, vocab_size=1, num_classes=4, dims=build.dims)
+    head = label.Output(label.Config(), model_dim=32, vocab_size=1, num_outputs=4, dims=build.dims)
     model = nn.ModuleList([stem, head])
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3, betas=(0.9, 0.98))
     for _ in range(60):

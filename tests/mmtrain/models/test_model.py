@@ -98,7 +98,7 @@ def test_unknown_names_are_answered_with_near_ones():
     with pytest.raises(UnknownNameError, match="nearest: spectral"):
         build_model(
             ModelConfig(body=Config(), vocab_size=9),
-            [TaskSpec(name="a", input_net="spektral", output_net="label", num_classes=2)],
+            [TaskSpec(name="a", input_net="spektral", output_net="label", num_outputs=2)],
             seed=0,
         )
     with pytest.raises(UnknownNameError, match="nearest: en_de"):

@@ -15,10 +15,10 @@ TASKS = (
     TaskSpec(name="en_de", input_net="text", output_net="text", command_id=EN_DE),
     TaskSpec(name="en_fr", input_net="text", output_net="text", command_id=EN_FR),
     TaskSpec(name="caption", input_net="image", output_net="text", command_id=CAPTION),
-    TaskSpec(name="digits", input_net="image", output_net="label", num_classes=10),
-    TaskSpec(name="topic", input_net="text", output_net="label", num_classes=4),
+    TaskSpec(name="digits", input_net="image", output_net="label", num_outputs=10),
+    TaskSpec(name="topic", input_net="text", output_net="label", num_outputs=4),
     TaskSpec(name="speech", input_net="spectral", output_net="text", command_id=SPEECH),
-    TaskSpec(name="sound", input_net="waveform", output_net="label", num_classes=3),
+    TaskSpec(name="sound", input_net="waveform", output_net="label", num_outputs=3),
 )
 
 
