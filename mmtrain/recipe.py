@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 
 from mmtrain import recipes
 from mmtrain.engines import EngineConfig
+from mmtrain.inflation import Inflation
 from mmtrain.models.model import ModelConfig
 from mmtrain.optim import OptimizerConfig
 from pipelines.build import BuildConfig
@@ -47,6 +48,20 @@ class Recipe(BaseModel):
     engine: EngineConfig
     seed: int = Field(
         default=0, ge=0, description="Of weights, order of examples, dropout and noise."
+    )
+    init_from: str | None = Field(
+        default=None,
+        description="Weights to start from: a ViT checkpoint (Hugging Face folder, timm file), or "
+        "a run, bundle or models:/NAME@ALIAS; None: all drawn.",
+    )
+    inflation: Inflation = Field(
+        default="central_frame",
+        description="How a picture's patch kernel becomes a video's; see mmtrain/inflation.py.",
+    )
+    frozen: tuple[str, ...] = Field(
+        default=(),
+        description="Owners of parameters that stay as they start, as patterns: 'body/*', "
+        "'modality/image_patches', 'task/*'. Dropout stays on where the recipe sets it.",
     )
     num_steps: int = Field(ge=1, description="Optimizer steps of the run.")
     num_workers: int = Field(default=1, ge=1, description="Training processes, each a rank.")
