@@ -2,19 +2,19 @@
 
 Sounds of any rate and number of channels become one channel at the feature's rate. Log-mel
 energies are standardised over the clip, so that loudness and microphone matter little and the
-padding value 0 is the clip's mean.
+padding value 0 is the clip's mean; or by a fixed mean and deviation, so that loudness is kept.
 """
 
 import functools
 import io
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import librosa
 import numpy as np
 import soundfile
 import soxr
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from pipelines.errors import BadExampleError
 from pipelines.modalities import Feature, Padded
@@ -38,6 +38,23 @@ class AudioFeature(Feature):
     hop_ms: float = Field(
         default=16.0, gt=0, description="From one frame to the next; log-mel only."
     )
+    num_frames: int | None = Field(
+        default=None,
+        ge=1,
+        description="Frames of every clip: cut at the end or filled up with 0; log-mel only.",
+    )
+    standard: tuple[float, float] | None = Field(
+        default=None,
+        description="Fixed mean and deviation of log-mel energies; None: those of the clip.",
+    )
+
+    @model_validator(mode="after")
+    def _frames_are_of_log_mel(self) -> Self:
+        if self.representation == "waveform" and (self.num_frames or self.standard):
+            raise ValueError("num_frames and standard are of log_mel; a waveform has neither")
+        if self.standard and self.standard[1] <= 0:
+            raise ValueError(f"standard {self.standard}: the deviation is not above 0")
+        return self
 
     @property
     def net(self) -> str:
@@ -63,7 +80,7 @@ class AudioFeature(Feature):
 FEATURE = AudioFeature
 
 
-def encode(value: object, *, feature: AudioFeature, vocabulary: Vocabulary) -> np.ndarray:
+def encode(value: object, *, feature: AudioFeature, vocabulary: Vocabulary | None) -> np.ndarray:
     """The bytes of a sound file to float32 (frames, bins) or (samples,).
 
     Raises:
@@ -78,7 +95,14 @@ def encode(value: object, *, feature: AudioFeature, vocabulary: Vocabulary) -> n
         raise BadExampleError("empty sound: it has no samples")
     if feature.representation == "waveform":
         return samples_L.astype(np.float32)
-    return log_mel(samples_L, feature=feature)
+    frames = log_mel(samples_L, feature=feature)
+    return frames if feature.num_frames is None else fit_frames(frames, feature.num_frames)
+
+
+def fit_frames(frames: np.ndarray, num_frames: int) -> np.ndarray:
+    """(frames, bins) cut at the end, or filled up with 0.0, to (num_frames, bins)."""
+    missing = max(0, num_frames - len(frames))
+    return np.pad(frames[:num_frames], ((0, missing), (0, 0)))
 
 
 def read_samples(data: bytes, *, max_s: float) -> tuple[np.ndarray, int]:
@@ -132,7 +156,8 @@ def log_mel(samples_L: np.ndarray, *, feature: AudioFeature) -> np.ndarray:
 
     A clip shorter than a frame is filled up with silence.
 
-    x = log(1e-5 + M |STFT(s)|^2),   (x - mean(x)) / (std(x) + 1e-3)     over the clip
+    x = log(1e-5 + M |STFT(s)|^2),   (x - mean(x)) / (std(x) + 1e-3)     over the clip,
+    or (x - m) / d with the feature's `standard` (m, d)
     """
     missing = max(0, feature.frame_length - len(samples_L))
     spectrum = librosa.stft(
@@ -143,11 +168,11 @@ def log_mel(samples_L: np.ndarray, *, feature: AudioFeature) -> np.ndarray:
     )
     filters = mel_filters(feature.sample_rate_hz, feature.frame_length, feature.num_bins)
     energies = np.log(1e-5 + filters @ (np.abs(spectrum) ** 2)).T
-    standard = (energies - energies.mean()) / (energies.std() + 1e-3)
-    return np.ascontiguousarray(standard, dtype=np.float32)
+    mean, deviation = feature.standard or (energies.mean(), energies.std() + 1e-3)
+    return np.ascontiguousarray((energies - mean) / deviation, dtype=np.float32)
 
 
-def decode(array: np.ndarray, *, feature: AudioFeature, vocabulary: Vocabulary) -> bytes:
+def decode(array: np.ndarray, *, feature: AudioFeature, vocabulary: Vocabulary | None) -> bytes:
     """Samples to the bytes of a WAV file; log-mel to a PNG picture, low bins at the bottom.
 
     Phases and loudness are gone from log-mel, so that a picture is the honest inverse.

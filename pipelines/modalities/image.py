@@ -53,7 +53,7 @@ UNREADABLE = (
 )
 
 
-def encode(value: object, *, feature: ImageFeature, vocabulary: Vocabulary) -> np.ndarray:
+def encode(value: object, *, feature: ImageFeature, vocabulary: Vocabulary | None) -> np.ndarray:
     """The bytes of a picture file to uint8 (height, width, channels).
 
     Raises:
@@ -61,10 +61,16 @@ def encode(value: object, *, feature: ImageFeature, vocabulary: Vocabulary) -> n
     """
     if not isinstance(value, bytes):
         raise BadExampleError(f"wrong type: {type(value).__name__}, not the bytes of an image")
-    picture = to_channels(open_picture(value, max_pixels=feature.max_pixels), feature.channels)
-    if picture.size != (feature.width, feature.height):
-        picture = picture.resize((feature.width, feature.height), Image.Resampling.BILINEAR)
-    return np.asarray(picture).reshape(feature.height, feature.width, feature.channels)
+    picture = open_picture(value, max_pixels=feature.max_pixels)
+    return fit(picture, height=feature.height, width=feature.width, channels=feature.channels)
+
+
+def fit(picture: Image.Image, *, height: int, width: int, channels: int) -> np.ndarray:
+    """A picture as uint8 (height, width, channels); its shape is not kept."""
+    picture = to_channels(picture, channels)
+    if picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(picture).reshape(height, width, channels)
 
 
 def open_picture(data: bytes, *, max_pixels: int) -> Image.Image:
@@ -102,7 +108,7 @@ def to_channels(picture: Image.Image, channels: int) -> Image.Image:
     return picture.convert("L" if channels == 1 else "RGB")
 
 
-def decode(array: np.ndarray, *, feature: ImageFeature, vocabulary: Vocabulary) -> bytes:
+def decode(array: np.ndarray, *, feature: ImageFeature, vocabulary: Vocabulary | None) -> bytes:
     """Pixels to the bytes of a PNG file."""
     pixels = np.asarray(array, dtype=np.uint8)
     return to_png(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

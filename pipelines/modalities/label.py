@@ -28,19 +28,28 @@ class LabelFeature(Feature):
 FEATURE = LabelFeature
 
 
-def encode(value: object, *, feature: LabelFeature, vocabulary: Vocabulary) -> np.ndarray:
+def encode(value: object, *, feature: LabelFeature, vocabulary: Vocabulary | None) -> np.ndarray:
     """A class name to int32 (1,).
 
     Raises:
         BadExampleError: the feature has no such class.
     """
-    name = str(value)
-    if name not in feature.classes:
-        raise BadExampleError(f"unknown class: {name!r}, not of {', '.join(feature.classes)}")
-    return np.array([feature.classes.index(name)], dtype=np.int32)
+    return class_ids([str(value)], classes=feature.classes)
 
 
-def decode(array: np.ndarray, *, feature: LabelFeature, vocabulary: Vocabulary) -> str:
+def class_ids(names: Sequence[str], *, classes: Sequence[str]) -> np.ndarray:
+    """Places of names among the classes, int32 (names,).
+
+    Raises:
+        BadExampleError: there is no such class.
+    """
+    for name in names:
+        if name not in classes:
+            raise BadExampleError(f"unknown class: {name!r}, not of {', '.join(classes)}")
+    return np.array([classes.index(name) for name in names], dtype=np.int32)
+
+
+def decode(array: np.ndarray, *, feature: LabelFeature, vocabulary: Vocabulary | None) -> str:
     """The name of a class id, given as (1,) or as a scalar."""
     return feature.classes[int(np.asarray(array).reshape(-1)[0])]
 
