@@ -39,7 +39,11 @@ def partition(num_scans: int) -> Mapping[str, np.ndarray]:
 
 def enlarge(scan_YX: np.ndarray, times: int) -> np.ndarray:
     """A scan, uint8 (8, 8), drawn larger with linear interpolation: uint8 (8 times, 8 times)."""
-    side = scan_YX.shape[0] * times
+    return draw(scan_YX, side=scan_YX.shape[0] * times)
+
+
+def draw(scan_YX: np.ndarray, *, side: int) -> np.ndarray:
+    """A scan drawn `side` pixels high and wide with linear interpolation: uint8 (side, side)."""
     picture = Image.fromarray(scan_YX).resize((side, side), Image.Resampling.BILINEAR)
     return np.asarray(picture)
 
