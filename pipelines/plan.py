@@ -11,7 +11,7 @@ nor accumulation changes which examples it holds.
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -34,6 +34,8 @@ class PlannedBatch:
         task: task's name.
         ordinal: n, which global batch of the task it is cut from.
         rows: (B,) int64 row numbers in the task's split; they are the example ids.
+        epochs: (B,) int64, how often each row was read before, where its examples are augmented;
+            None: they are read as they were built.
     """
 
     step: int
@@ -41,6 +43,7 @@ class PlannedBatch:
     task: str
     ordinal: int
     rows: np.ndarray
+    epochs: np.ndarray | None = None
 
 
 class BatchPlan(Protocol):
@@ -54,6 +57,11 @@ class BatchPlan(Protocol):
     @property
     def rank(self) -> int:
         """Whose part this is."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Key of all that is random."""
         ...
 
     @property
@@ -118,12 +126,22 @@ class TaskOrder:
 
     def rows(self, ordinal: int) -> np.ndarray:
         """Row numbers of the n-th global batch, (b,) int64."""
+        bucket, begin, end = self._place(ordinal)
+        return self._buckets[bucket].rows(begin, end)
+
+    def epochs(self, ordinal: int) -> np.ndarray:
+        """Epoch in which each row of the n-th global batch is read, (b,) int64."""
+        bucket, begin, end = self._place(ordinal)
+        return np.arange(begin, end) // self._buckets[bucket].num_rows
+
+    def _place(self, ordinal: int) -> tuple[int, int, int]:
+        """Bucket of the n-th global batch, and its span in the bucket's endless sequence."""
         cycle, turn = divmod(ordinal, sum(self._turns))
         order, earlier = self._cycle(cycle)
         bucket = int(order[turn])
         batch = cycle * self._turns[bucket] + int(earlier[turn])
         size = self.batch_sizes[bucket]
-        return self._buckets[bucket].rows(batch * size, (batch + 1) * size)
+        return bucket, batch * size, (batch + 1) * size
 
     def _cycle_order(self, cycle: int) -> tuple[np.ndarray, np.ndarray]:
         """Bucket of each turn of a cycle, and how many turns the bucket had before it there."""
@@ -196,6 +214,7 @@ class Plan:
         start_step: step at which `start_cursors` hold; a run that goes on states both.
         start_cursors: global batches of each task taken before `start_step`; none: as the
             schedule counts them.
+        examples: whether the tasks' augmentations change the examples or they stay as built.
 
     Raises:
         PlanError: a batch does not divide over the ranks, or the splits do not fit together.
@@ -211,6 +230,7 @@ class Plan:
     accumulation: int = 1
     start_step: int = 0
     start_cursors: Mapping[str, int] | None = None
+    examples: Literal["built", "augmented"] = "built"
     _offsets: dict[str, int] = field(init=False, repr=False)
     _orders: dict[str, TaskOrder] = field(init=False, repr=False)
 
@@ -258,12 +278,18 @@ class Plan:
         """This rank's micro-batches of one step: task by task, each cut `accumulation` times."""
         cursors, planned = self.cursors(step), []
         for task in self._schedule.tasks_at(step):
-            rows = self._orders[task].rows(cursors[task])
-            for micro_rows in np.split(rows, self.accumulation):
-                mine = np.split(micro_rows, self.world_size)[self.rank]
-                planned.append(PlannedBatch(step, len(planned), task, cursors[task], mine))
+            ordinal, order = cursors[task], self._orders[task]
+            epochs = order.epochs(ordinal) if self.examples == "augmented" else None
+            for micro in range(self.accumulation):
+                rows = self._part(order.rows(ordinal), micro)
+                mine = None if epochs is None else self._part(epochs, micro)
+                planned.append(PlannedBatch(step, len(planned), task, ordinal, rows, mine))
             cursors[task] += 1
         return tuple(planned)
+
+    def _part(self, values: np.ndarray, micro: int) -> np.ndarray:
+        """This rank's part of a micro-batch, of what a global batch has for each example."""
+        return np.split(np.split(values, self.accumulation)[micro], self.world_size)[self.rank]
 
 
 @dataclass(frozen=True)
@@ -278,6 +304,11 @@ class SequentialPlan:
     batch_size: int
     world_size: int = 1
     rank: int = 0
+
+    @property
+    def seed(self) -> int:
+        """Nothing here is random."""
+        return 0
 
     @property
     def manifests(self) -> dict[str, Manifest]:

@@ -108,7 +108,7 @@ def read_frames(data: bytes, *, feature: VideoFeature) -> Iterator[np.ndarray]:
         with av.open(io.BytesIO(data), options={"err_detect": "explode"}) as file:
             assert isinstance(file, InputContainer)
             yield from _frames_of(file, feature=feature)
-    except (av.error.FFmpegError, IndexError) as error:  # IndexError: PyAV, of a file without streams
+    except (av.error.FFmpegError, IndexError) as error:  # IndexError: no streams
         raise BadExampleError(f"unreadable video: {error} ({len(data)} bytes)") from error
 
 
