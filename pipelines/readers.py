@@ -6,7 +6,8 @@ keeps its place and says why in `problem`, for `build` to quarantine; reading go
 
     image_folder   <split>/<class>/<name>.png    input: the file's bytes, target: the class
     jsonl          <split>/*.jsonl               options: input, target: columns; files: columns
-                                                 (split by commas) that hold paths, read as bytes
+                                                 (split by commas) that hold paths, read as bytes;
+                                                 manifest: the only JSONL file to read of several
     brackets       <split>/*.mrg                 a tree a line; input: its leaves, target: the tree
     tsv            <split>/*.tsv                 header row; options: input, target: columns
 
@@ -121,15 +122,16 @@ def listing(source: Source, *, root: str) -> list[tuple[str, int, str]]:
     form = format_of(source)
     system, folder = fsspec.url_to_fs(root)
     found = system.find(folder, detail=True) if system.isdir(folder) else {}
+    wanted = source.options.get("manifest")
     files = sorted(
         (path[len(folder) :].lstrip("/"), int(facts["size"]), _changed(facts))
         for path, facts in found.items()
-        if path.lower().endswith(form.suffixes)
+        if path.lower().endswith(form.suffixes) and wanted in (None, path.rsplit("/", 1)[-1])
     )
     if not files:
         raise BuildError(
-            f"no {' or '.join(form.suffixes)} file below {root}; check the source's uri, format "
-            "and splits"
+            f"no {wanted or ' or '.join(form.suffixes)} file below {root}; check the source's uri, "
+            "format, options and splits"
         )
     return files
 
