@@ -300,6 +300,10 @@ def run_workers(job: Job, recipe: Recipe, *, console: Console) -> None:
     with ProgressDisplay(lambda: ray.get(board.read.remote()), console=console):
         try:
             trainer.fit()
+        except (KeyboardInterrupt, SystemExit):  # Ray's answer to Ctrl-C is a silent exit
+            raise RunFailedError(
+                f"interrupted; what was saved in {job.out} stands, go on with --resume"
+            ) from None
         except ray.train.TrainingFailedError as error:
             raise_failure(job.out)
             raise RunFailedError(
