@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
-from pipelines.errors import MMTrainError, UnknownNameError
+from pipelines.errors import MMTrainError, UnknownNameError, first_problem
 
 FIRST_STEPS = """One model learns many tasks in many modalities.
 
@@ -221,8 +221,6 @@ def main() -> None:
     except MMTrainError as error:
         _fail(str(error))
     except ValidationError as error:
-        from mmtrain.recipe import first_problem
-
         _fail(f"{error.title}: {first_problem(error)}")
 
 

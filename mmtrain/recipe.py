@@ -23,7 +23,7 @@ from mmtrain.inflation import Inflation
 from mmtrain.models.model import ModelConfig
 from mmtrain.optim import OptimizerConfig
 from pipelines.build import BuildConfig
-from pipelines.errors import MMTrainError, UnknownNameError
+from pipelines.errors import MMTrainError, UnknownNameError, first_problem
 from pipelines.schedule import ScheduleConfig
 from pipelines.stream import StreamConfig
 from pipelines.task import Task
@@ -153,15 +153,6 @@ def _siblings(
 ) -> tuple[str, ...]:
     before = list(full[: len(full) - len(rest) - 1])
     return tuple(".".join([*before, name, *rest]) for name in inside)
-
-
-def first_problem(error: ValidationError) -> str:
-    """One line of a pydantic error: where, what, and the value that was given."""
-    problem = error.errors()[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    given = problem.get("input")
-    shown = "" if isinstance(given, dict | BaseModel) else f" (given: {given!r})"
-    return f"{where + ': ' if where else ''}{problem['msg']}{shown}"
 
 
 def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:

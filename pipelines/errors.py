@@ -6,6 +6,8 @@ The command line prints them without a traceback and exits non-zero. Constructor
 
 import difflib
 
+from pydantic import BaseModel, ValidationError
+
 
 class MMTrainError(Exception):
     """Base of all errors that a user can mend; anything else that escapes is our bug."""
@@ -42,3 +44,16 @@ class PlanError(MMTrainError):
 
 class StreamError(MMTrainError):
     """Batches do not reach a rank in time."""
+
+
+class AugmentationError(MMTrainError):
+    """An augmentation's settings are wrong, or it does not fit a task."""
+
+
+def first_problem(error: ValidationError) -> str:
+    """One line of a pydantic error: where, what, the value that was given."""
+    problem = error.errors()[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    given = problem.get("input")
+    shown = "" if isinstance(given, dict | BaseModel) else f" (given: {given!r})"
+    return f"{where + ': ' if where else ''}{problem['msg']}{shown}"

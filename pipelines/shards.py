@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipelines.errors import CorpusError
+from pipelines.errors import CorpusError, first_problem
 from pipelines.modalities import Feature
 from pipelines.task import Split, Task
 
@@ -144,7 +144,11 @@ def open_manifest(folder: Path) -> Manifest:
         raise CorpusError(f"{folder} is half-built: it has no {COMPLETED}; {REMEDY}")
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
-    except (OSError, ValidationError) as error:
+    except ValidationError as error:
+        raise CorpusError(
+            f"{folder / MANIFEST} cannot be read: {first_problem(error)}; {REMEDY}"
+        ) from error
+    except OSError as error:
         raise CorpusError(f"{folder / MANIFEST} cannot be read: {error}; {REMEDY}") from error
     sealed = (folder / COMPLETED).read_text().strip()
     if not sealed == manifest.digest == contents_digest(manifest.shards):
