@@ -154,6 +154,15 @@ class MultiTaskModel(nn.Module):
             if head_name(task) not in self.heads:
                 self.heads[head_name(task)] = self._build_head(task)
         self.body: Any = family.Body(config.body)
+        self._leave_out_unread_parts()
+
+    def _leave_out_unread_parts(self) -> None:
+        """The body keeps what some head reads: without sequences to decode, no decoder."""
+        reads = {cast(Any, head).reads for head in self.heads.values()}
+        kept = {part for read in reads for part in self.body.parts(read)}
+        for name, _ in list(self.body.named_children()):
+            if name not in kept:
+                setattr(self.body, name, None)
 
     def _build_stem(self, task: TaskSpec) -> nn.Module:
         build = modalities.load(task.input_net).Input
