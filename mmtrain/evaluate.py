@@ -208,7 +208,7 @@ def measure(
         said = predictor.predict_arrays(task.name, arrays, beam_size=config.beam_size)
         answers.update(zip(rows, said, strict=True))
         sums = teacher_forced(predictor, task=task.name, examples=batch)
-        nll += float(sums.nll)
+        nll += float(sums.loss)
         num_correct += int(sums.correct)
         num_targets += int(sums.count)
         if on_batch:
@@ -226,7 +226,7 @@ def measure(
 
 def teacher_forced(
     predictor: Predictor, *, task: str, examples: Sequence[Example]
-) -> losses.TokenSums:
+) -> losses.TargetSums:
     """Sums over the true tokens (or classes) of a batch, each given the true ones before it."""
     spec = predictor.task(task)
     inputs, input_lengths = predictor.to_batch(spec.inputs, [e.inputs for e in examples])
@@ -239,7 +239,9 @@ def teacher_forced(
             targets=targets,
             target_lengths=target_lengths,
         )
-        return losses.token_sums(outputs.logits, targets)
+        return losses.target_sums(
+            spec.spec.loss, outputs.logits, targets, groups=spec.spec.output_groups
+        )
 
 
 def fit_trivial(predictor: Predictor, train: Manifest, *, max_examples: int) -> Trivial:

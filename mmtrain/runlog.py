@@ -84,8 +84,9 @@ class RunLog:
         """Validation after `step` steps."""
         values = {}
         for task, point in measured.items():
-            values[f"validation/{task}/log_loss"] = point.log_loss
-            values[f"validation/{task}/token_accuracy"] = point.token_accuracy
+            values[f"validation/{task}/loss"] = point.loss
+            if point.accuracy is not None:
+                values[f"validation/{task}/accuracy"] = point.accuracy
         self._tracker.log_metrics(values, step=step)
 
     def close(self) -> Spent:

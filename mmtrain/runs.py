@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mmtrain import checkpoint
+from mmtrain import checkpoint, losses
 from mmtrain.checkpoint import Progress
 from mmtrain.engines import check_combination
 from mmtrain.export import Lineage, bundle_task, code_version, save_bundle
@@ -25,6 +25,7 @@ from mmtrain.preflight import check_disk, checkpoint_bytes
 from mmtrain.ranks import Ranks
 from mmtrain.recipe import Recipe, RecipeError
 from mmtrain.tracking import Tracker, TrackingConfig
+from pipelines.augment import check_augmentations
 from pipelines.errors import MMTrainError
 from pipelines.plan import Plan
 from pipelines.schedule import ScheduleConfig
@@ -132,6 +133,7 @@ def build_plan(
         accumulation=recipe.engine.accumulation,
         start_step=start.step,
         start_cursors=start.cursors or None,
+        examples="augmented",
     )
 
 
@@ -152,6 +154,10 @@ def prepare_run(recipe: Recipe, *, out: Path, data_dir: Path, resume: bool) -> N
     Raises:
         MMTrainError: of the kind that says what is wrong; nothing was written.
     """
+    for name, task in recipe.tasks.items():
+        losses.check_loss(task.loss or task.targets.loss, task.targets, task=name)
+    for task in recipe.tasks.values():
+        check_augmentations(task)
     corpora = open_corpora(recipe, data_dir)
     ranks = Ranks(rank=0, world_size=recipe.num_workers, device=torch.device("cpu"))
     build_plan(recipe, corpora.train, ranks=ranks, start=Progress(step=0))

@@ -143,8 +143,12 @@ def count_targets(micros: Sequence[Batch], recipe: Recipe, ranks: Ranks) -> dict
     """Targets of a step by task, over all ranks and micro-batches: one collective a step."""
     counts = dict.fromkeys((micro.task for micro in micros), 0)
     for micro in micros:
-        is_sequence = recipe.tasks[micro.task].command is not None
-        counts[micro.task] += int(micro.target_lengths.sum()) if is_sequence else len(micro.targets)
+        task = recipe.tasks[micro.task]
+        counts[micro.task] += losses.target_count(
+            task.loss or task.targets.loss,
+            micro.targets,
+            is_sequence=task.targets.num_outputs is None,
+        )
     summed = sum_over_ranks(torch.tensor(list(counts.values()), device=ranks.device))
     return dict(zip(counts, summed.clamp(min=1), strict=True))
 

@@ -1,26 +1,32 @@
-"""Validation during training: teacher-forced loss and token accuracy, on all ranks in lock-step.
+"""Validation during training: loss and share of hits, true tokens given, on all ranks in lock-step.
 
 Experts are spread over the ranks, so every rank runs the same number of batches; the whole test of
 a model, decoding included, is `evaluate.py` on the trained bundle, in one process.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 
 from mmtrain import losses
 from mmtrain.engines import Engine
+from mmtrain.models.model import MultiTaskModel
 from mmtrain.ranks import sum_over_ranks, to_tensors
 from pipelines.batch import Batch
 
 
 @dataclass(frozen=True, slots=True)
 class ValidationPoint:
-    """One task: nats a target without smoothing, and the share of targets that rank first."""
+    """One task: loss a target without smoothing, and the share of targets that were hit.
 
-    log_loss: float
-    token_accuracy: float
+    Nats where a target has a probability; `accuracy` is None where it is no class.
+    """
+
+    loss: float
+    accuracy: float | None
 
 
 @torch.no_grad()
@@ -34,17 +40,22 @@ def validate(
         batches: this rank's slices; every rank has as many, of the same tasks in the same order.
         device: where the model is.
     """
+    tasks = cast(MultiTaskModel, engine.model).tasks
     engine.model.eval()
     sums: dict[str, torch.Tensor] = {}
     for batch in batches:
         tensors = to_tensors(batch, device)
         outputs = engine.forward(task=batch.task, **tensors)
-        counted = losses.token_sums(outputs.logits, tensors["targets"])
-        row = torch.stack([counted.nll.double(), counted.correct.double(), counted.count.double()])
+        task = tasks[batch.task]
+        counted = losses.target_sums(
+            task.loss, outputs.logits, tensors["targets"], groups=task.output_groups
+        )
+        row = torch.stack([counted.loss.double(), counted.correct.double(), counted.count.double()])
         sums[batch.task] = sums.get(batch.task, torch.zeros_like(row)) + row
     engine.model.train()
     points = {}
     for task, row in sums.items():
-        nll, correct, count = sum_over_ranks(row).tolist()
-        points[task] = ValidationPoint(log_loss=nll / count, token_accuracy=correct / count)
+        loss, correct, count = sum_over_ranks(row).tolist()
+        accuracy = None if math.isnan(correct) else correct / count
+        points[task] = ValidationPoint(loss=loss / count, accuracy=accuracy)
     return points

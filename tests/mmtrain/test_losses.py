@@ -1,10 +1,31 @@
 import math
 
+import pytest
 import torch
 from torch import nn, tensor
+from torch.nn import functional
 from torch.testing import assert_close
 
-from mmtrain.losses import cross_entropy, target_count, token_sums, weight_decay_loss
+from mmtrain.losses import (
+    LossError,
+    check_loss,
+    cross_entropy,
+    grouped_cross_entropy,
+    sigmoid_cross_entropy,
+    squared_error,
+    target_count,
+    target_sums,
+    task_loss,
+    weight_decay_loss,
+)
+from pipelines.errors import UnknownNameError
+from pipelines.modalities import Feature
+from pipelines.modalities.label import LabelFeature
+from pipelines.modalities.labels import LabelsFeature
+from pipelines.modalities.mask import MaskFeature
+from pipelines.modalities.multilabel import MultiLabelFeature
+from pipelines.modalities.numbers import NumbersFeature
+from pipelines.modalities.text import TextFeature
 
 
 def slow_cross_entropy(logits, targets, *, smoothing, ignore_padding):
@@ -83,16 +104,140 @@ def test_parts_add_up_to_the_whole():
     assert sum(part.count for part in parts) == whole.count
 
 
-def test_token_sums_count_right_tokens_without_padding():
+def test_target_sums_count_right_tokens_without_padding():
     logits = tensor([[[0.0, 2.0], [2.0, 0.0], [9.0, 0.0]]])
-    sums = token_sums(logits, tensor([[1, 1, 0]]))
+    sums = target_sums("cross_entropy", logits, tensor([[1, 1, 0]]))
     assert (int(sums.correct), int(sums.count)) == (1, 2)
-    assert_close(sums.nll, tensor(0.126928 + 2.126928), rtol=0, atol=1e-5)
+    assert_close(sums.loss, tensor(0.126928 + 2.126928), rtol=0, atol=1e-5)
 
 
-def test_target_count_is_what_the_loss_counts():
-    assert target_count(tensor([[4, 1, 0], [1, 0, 0]]), is_sequence=True) == 3
-    assert target_count(tensor([[0], [4]]), is_sequence=False) == 2
+def test_every_pixel_of_a_mask_counts_also_of_class_zero():
+    torch.manual_seed(2)
+    logits, targets = torch.randn(2, 3, 4, 5), torch.randint(0, 5, (2, 3, 4), dtype=torch.uint8)
+    loss = cross_entropy(logits, targets)
+    expected = functional.cross_entropy(logits.permute(0, 3, 1, 2), targets.long(), reduction="sum")
+    assert_close(loss.total, expected)
+    assert loss.count == 24
+
+
+def test_sigmoid_loss_is_torchs_summed_over_classes_and_meant_over_the_batch():
+    torch.manual_seed(3)
+    logits = torch.randn(4, 6)
+    several = tensor([[1, 0, 1, 0, 0, 1], [0] * 6, [1] * 6, [0, 0, 0, 1, 0, 0]])
+    loss = sigmoid_cross_entropy(logits, several.to(torch.uint8))
+    expected = functional.binary_cross_entropy_with_logits(logits, several.float())
+    assert_close(loss.total / loss.count, expected * 6)
+    assert loss.count == 4
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (4,)])
+def test_sigmoid_loss_takes_one_class_as_one_of_many(shape):
+    torch.manual_seed(4)
+    logits, ids = torch.randn(4, 6), tensor([0, 5, 2, 2])
+    one_hot = functional.one_hot(ids, 6).float()
+    expected = functional.binary_cross_entropy_with_logits(logits, one_hot, reduction="sum")
+    assert_close(sigmoid_cross_entropy(logits, ids.view(shape)).total, expected)
+
+
+def test_smoothed_sigmoid_loss_is_least_zero_and_elsewhere_as_torchs():
+    smoothed = torch.full((1, 4), 0.2 / 4)
+    smoothed[0, 3] += 0.8
+    ids = tensor([[3]])
+    assert_close(
+        sigmoid_cross_entropy(smoothed.logit(), ids, label_smoothing=0.2).total,
+        tensor(0.0), rtol=0, atol=1e-6,
+    )  # fmt: skip
+    one, other = torch.randn(1, 4), torch.randn(1, 4)
+    apart = [
+        functional.binary_cross_entropy_with_logits(x, smoothed, reduction="sum")
+        for x in (one, other)
+    ]
+    ours = [sigmoid_cross_entropy(x, ids, label_smoothing=0.2).total for x in (one, other)]
+    assert_close(ours[0] - ours[1], apart[0] - apart[1])
+
+
+def test_grouped_loss_is_the_mean_of_the_parts_losses():
+    torch.manual_seed(5)
+    logits, targets = torch.randn(3, 7), tensor([[0, 3], [1, 0], [1, 4]])
+    loss = grouped_cross_entropy(logits, targets, groups=(2, 5))
+    first = functional.cross_entropy(logits[:, :2], targets[:, 0], reduction="sum")
+    second = functional.cross_entropy(logits[:, 2:], targets[:, 1], reduction="sum")
+    assert_close(loss.total, (first + second) / 2)
+    assert loss.count == 3
+
+
+def test_squared_error_is_summed_over_values_and_meant_over_the_batch():
+    torch.manual_seed(6)
+    values, targets = torch.randn(5, 4), torch.rand(5, 4)
+    loss = squared_error(values, targets)
+    assert_close(loss.total / loss.count, functional.mse_loss(values, targets) * 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "logits", "targets", "groups", "correct"),
+    [
+        ("grouped_cross_entropy", [[2.0, 1, 0, 5], [0, 1, 2, 3]], [[0, 1], [1, 0]], (2, 2), 1.0),
+        ("sigmoid_cross_entropy", [[1.0, -1, 1, -1]], [[1, 1, 0, 0]], (), 0.5),
+        ("sigmoid_cross_entropy", [[1.0, 2, 0, 0]], [[1]], (), 1.0),
+        ("cross_entropy", [[[[1.0, 0], [0, 1]]]], [[[0, 0]]], (), 1.0),
+    ],
+)
+def test_hits_of_each_kind_of_target(name, logits, targets, groups, correct):
+    sums = target_sums(name, tensor(logits), tensor(targets), groups=groups)
+    assert float(sums.correct) == correct
+
+
+def test_values_have_no_hits():
+    assert target_sums("squared_error", torch.zeros(1, 2), torch.zeros(1, 2)).correct.isnan()
+
+
+@pytest.mark.parametrize(
+    ("name", "logits", "targets", "is_sequence"),
+    [
+        ("cross_entropy", torch.randn(2, 3, 5), tensor([[4, 1, 0], [1, 0, 0]]), True),
+        ("cross_entropy", torch.randn(2, 5), tensor([[0], [4]]), False),
+        ("cross_entropy", torch.randn(2, 2, 2, 5), torch.zeros(2, 2, 2, dtype=torch.uint8), False),
+        ("sigmoid_cross_entropy", torch.randn(2, 5), torch.zeros(2, 5), False),
+        ("grouped_cross_entropy", torch.randn(3, 5), torch.zeros(3, 2), False),
+        ("squared_error", torch.randn(3, 4), torch.zeros(3, 4), False),
+    ],
+)
+def test_target_count_is_what_the_loss_counts(name, logits, targets, is_sequence):
+    loss = task_loss(name, logits, targets, groups=(2, 3))
+    assert target_count(name, targets, is_sequence=is_sequence) == int(loss.count)
+    assert target_count(name, targets.numpy(), is_sequence=is_sequence) == int(loss.count)
+
+
+LABEL = LabelFeature(classes=("a", "b"))
+SEVERAL = MultiLabelFeature(classes=("a", "b"))
+TARGETS = (
+    LABEL,
+    SEVERAL,
+    LabelsFeature(parts={"verb": ("a", "b"), "noun": ("c",)}),
+    NumbersFeature(names=("x",)),
+    MaskFeature(height=2, width=2, classes=("a", "b")),
+    TextFeature(),
+)
+
+
+@pytest.mark.parametrize("feature", TARGETS, ids=lambda feature: feature.modality)
+def test_a_targets_own_loss_fits_it(feature: Feature):
+    check_loss(feature.loss, feature, task="any")
+
+
+def test_one_class_may_be_learned_with_the_sigmoid_loss():
+    check_loss("sigmoid_cross_entropy", LABEL, task="any")
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "grouped_cross_entropy", "squared_error"])
+def test_several_classes_at_once_take_the_sigmoid_loss_alone(name: str):
+    with pytest.raises(LossError, match=r"tags.*set loss to 'sigmoid_cross_entropy'"):
+        check_loss(name, SEVERAL, task="tags")
+
+
+def test_an_unknown_loss_is_answered_with_the_nearest():
+    with pytest.raises(UnknownNameError, match="sigmoid_cross_entropy"):
+        check_loss("sigmoid_crossentropy", SEVERAL, task="tags")
 
 
 def test_weight_decay_is_the_mean_square_of_matrices_alone():
