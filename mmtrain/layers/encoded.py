@@ -1,6 +1,7 @@
 """A sequence inside the model: what stems, bodies and heads hand on."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
@@ -14,9 +15,14 @@ class Encoded:
     Args:
         values_BSD: the positions.
         mask_BS: True where a position is real.
-        grid: (Y, X) when S = Y * X row-major; None for a sequence.
+        grid: (Y, X) when S = Y * X row-major, or 1 + Y * X behind a class token; None for a
+            sequence.
         balance: how the experts on the way here were used.
         drop_layer: stochastic depth of the task, the share dropped of the last layer.
+        padding: "none": every position is real, known without a look at the mask.
+        patch: rows and columns of the input that a position of the grid stands for.
+        frames: this many rows of B after each other are frames of one example, until the body has
+            combined them.
     """
 
     values_BSD: Tensor
@@ -24,3 +30,6 @@ class Encoded:
     grid: tuple[int, int] | None = None
     balance: tuple[Balance, ...] = ()
     drop_layer: float = 0.0
+    padding: Literal["none", "masked"] = "masked"
+    patch: tuple[int, int] | None = None
+    frames: int = 1

@@ -20,6 +20,7 @@ from pipelines.errors import MMTrainError
 MIN_NOISE = 0.01  # keeps the noise alive; tensor2tensor v1.0.3
 
 GateNoise = Literal["learned", "none"]
+Residual = Literal["add_and_norm", "none"]
 
 
 class ExpertShardError(MMTrainError):
@@ -124,6 +125,8 @@ class MoE(nn.Module):
 
     MoE(x) = sum over the k experts of gate_i * Expert_i(x)          arXiv:1701.06538, Eq. 1
     loss = weight * (CV^2(Importance) + CV^2(Load)),   Importance_i = sum_x gate_i(x)
+
+    With `residual="none"` it is MoE(x) alone, zero at padding: the block around it adds and norms.
     """
 
     def __init__(
@@ -136,12 +139,13 @@ class MoE(nn.Module):
         hidden_dim: int,
         loss_weight: float,
         noise: GateNoise = "learned",
+        residual: Residual = "add_and_norm",
     ) -> None:
         super().__init__()
         self.name, self.loss_weight = name, loss_weight
         self.gate = NoisyTopKGate(dim, num_experts=num_experts, k=k, noise=noise)
         self.experts = Experts(dim, hidden_dim, num_experts=num_experts)
-        self.norm = nn.LayerNorm(dim, eps=EPSILON)
+        self.norm = nn.LayerNorm(dim, eps=EPSILON) if residual == "add_and_norm" else None
         self.num_experts = num_experts
         self.group: dist.ProcessGroup | None = None
 
@@ -173,7 +177,9 @@ class MoE(nn.Module):
         mixed_PD = self._mix(
             mixed_PD, rows_ND=rows_ND, real_N=real_N, gates=gates, counts_E=counts_E
         )
-        values_BLD = self.norm(x_BLD + mixed_PD.view_as(x_BLD))
+        values_BLD = mixed_PD.view_as(x_BLD)
+        if self.norm is not None:
+            values_BLD = self.norm(x_BLD + values_BLD)
         return Routed(values_BLD, Balance(self.name, self._loss(gates), counts_E.detach()))
 
     def _mix(

@@ -171,6 +171,11 @@ class MultiTaskModel(nn.Module):
         return build(self._net_config(task.input_net), **self._sizes())
 
     def _build_head(self, task: TaskSpec) -> nn.Module:
+        if not hasattr(load_family(self.config.family).Body, "decode") and task.num_outputs is None:
+            raise ModelError(
+                f"task {task.name}: family {self.config.family!r} decodes no sequences; use a "
+                "target with a fixed number of scores, or family 'multimodel'"
+            )
         build = modalities.load(task.output_net).Output
         if build is None:
             raise ModelError(f"task {task.name}: net {task.output_net!r} makes no outputs")

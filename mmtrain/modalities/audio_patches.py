@@ -1,0 +1,60 @@
+"""The audio net of a vision transformer: a log-mel spectrogram cut into patches like a picture.
+
+Gong et al., arXiv:2104.01778, Sec. 2.1, with patches that do not overlap. Clips have one number of
+frames; a shorter sound's silence counts as sound.
+"""
+
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from mmtrain.layers.encoded import Encoded
+from mmtrain.layers.patches import PatchEmbedding, Tokens, check_size, grid_of
+
+Output = None
+
+
+class Config(BaseModel):
+    """Settings of the audio net. The defaults: 8 s at 100 frames a second, 128 bins."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_frames: int = Field(default=800, ge=1, description="Frames of a clip.")
+    num_bins: int = Field(default=128, ge=1, description="Mel bins of a frame.")
+    patch: tuple[int, int] = Field(default=(16, 16), description="Frames and bins of a patch.")
+    channels: int = Field(
+        default=3, ge=1, description="Copies of the spectrogram; 3 take a picture net's kernel."
+    )
+    mean: float = Field(default=0.0, description="Taken from the input; 1.102 for raw log-mel.")
+    deviation: float = Field(
+        default=1.0, gt=0, description="Divides what is left; 2.762 for raw log-mel."
+    )
+    drop_prob: float = Field(default=0.0, ge=0, lt=1, description="Dropout of the tokens.")
+
+
+class Input(nn.Module):
+    """Log-mel frames (B, frames, bins) to (B, 1 + frames' * bins', D).
+
+    Raises:
+        InputSizeError: patches do not divide the size; or, when called, clips of another size.
+    """
+
+    dims: ClassVar[Literal[1, 2]] = 2
+
+    def __init__(self, config: Config, *, model_dim: int, vocab_size: int) -> None:
+        super().__init__()
+        self.config = config
+        self.size = (config.num_frames, config.num_bins)
+        rows, columns = grid_of(self.size, patch=config.patch, axes=("frames", "bins"))
+        self.grid = (rows, columns)
+        self.embed = PatchEmbedding(config.channels, model_dim, patch=config.patch)
+        self.tokens = Tokens(rows * columns, model_dim, drop_prob=config.drop_prob)
+
+    def forward(self, frames_BYX: Tensor, lengths_B: Tensor) -> Encoded:
+        check_size(frames_BYX, self.size, net="audio_patches")
+        frames_BYX = (frames_BYX.float() - self.config.mean) / self.config.deviation
+        frames_BYXC = frames_BYX.unsqueeze(-1).expand(-1, -1, -1, self.config.channels)
+        values_BSD = self.tokens(self.embed(frames_BYXC))
+        mask_BS = values_BSD.new_ones(values_BSD.shape[:2]).bool()
+        return Encoded(values_BSD, mask_BS, self.grid, padding="none", patch=self.config.patch)

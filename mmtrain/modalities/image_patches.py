@@ -1,0 +1,55 @@
+"""The image net of a vision transformer: pixels to patches, a class token before them.
+
+Dosovitskiy et al., arXiv:2010.11929, Sec. 3.1. Pictures have one size, set here; learned positions
+are resized when weights are loaded and at no other time.
+"""
+
+from typing import ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from mmtrain.layers.encoded import Encoded
+from mmtrain.layers.patches import PatchEmbedding, Tokens, check_size, grid_of
+
+Output = None
+
+
+class Config(BaseModel):
+    """Settings of the image net. The defaults are those of ViT-B/16 at 384 pixels."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    height: int = Field(default=384, ge=1, description="Rows of a picture, in pixels.")
+    width: int = Field(default=384, ge=1, description="Columns of a picture, in pixels.")
+    channels: int = Field(default=3, ge=1, description="Of the pictures: 1 grey, 3 colour.")
+    patch: tuple[int, int] = Field(
+        default=(16, 16), description="Rows and columns of a patch, in pixels."
+    )
+    drop_prob: float = Field(default=0.0, ge=0, lt=1, description="Dropout of the tokens.")
+
+
+class Input(nn.Module):
+    """Pixels (B, Y, X, C) in 0..255, of any number type, to (B, 1 + Y' * X', D).
+
+    Pixels are scaled to -1..1.
+
+    Raises:
+        InputSizeError: patches do not divide the size; or, when called, pictures of another size.
+    """
+
+    dims: ClassVar[Literal[1, 2]] = 2
+
+    def __init__(self, config: Config, *, model_dim: int, vocab_size: int) -> None:
+        super().__init__()
+        self.size = (config.height, config.width, config.channels)
+        rows, columns = grid_of(self.size[:2], patch=config.patch, axes=("rows", "columns"))
+        self.grid, self.patch = (rows, columns), config.patch
+        self.embed = PatchEmbedding(config.channels, model_dim, patch=config.patch)
+        self.tokens = Tokens(rows * columns, model_dim, drop_prob=config.drop_prob)
+
+    def forward(self, pixels_BYXC: Tensor, lengths_B: Tensor) -> Encoded:
+        check_size(pixels_BYXC, self.size, net="image_patches")
+        values_BSD = self.tokens(self.embed(pixels_BYXC.float() / 127.5 - 1))
+        mask_BS = values_BSD.new_ones(values_BSD.shape[:2]).bool()
+        return Encoded(values_BSD, mask_BS, self.grid, padding="none", patch=self.patch)
