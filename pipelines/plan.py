@@ -258,7 +258,11 @@ class Plan:
     @property
     def _schedule(self) -> Schedule:
         return build_schedule(
-            self.schedule, tasks=tuple(self.manifests), num_steps=self.num_steps, seed=self.seed
+            self.schedule,
+            tasks=tuple(self.manifests),
+            num_steps=self.num_steps,
+            seed=self.seed,
+            own_steps={name: opened.task.num_steps for name, opened in self.manifests.items()},
         )
 
     def cursors(self, step: int) -> dict[str, int]:
@@ -279,11 +283,12 @@ class Plan:
         cursors, planned = self.cursors(step), []
         for task in self._schedule.tasks_at(step):
             ordinal, order = cursors[task], self._orders[task]
+            rows = order.rows(ordinal)
             epochs = order.epochs(ordinal) if self.examples == "augmented" else None
             for micro in range(self.accumulation):
-                rows = self._part(order.rows(ordinal), micro)
-                mine = None if epochs is None else self._part(epochs, micro)
-                planned.append(PlannedBatch(step, len(planned), task, ordinal, rows, mine))
+                mine = self._part(rows, micro)
+                read = None if epochs is None else self._part(epochs, micro)
+                planned.append(PlannedBatch(step, len(planned), task, ordinal, mine, read))
             cursors[task] += 1
         return tuple(planned)
 

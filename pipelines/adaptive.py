@@ -1,0 +1,60 @@
+"""What `adaptive` decides: how the next steps are shared out, from what tasks have left to learn."""
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from pipelines.errors import PlanError
+
+
+class AdaptiveConfig(BaseModel):
+    """How 'adaptive' makes rates of losses; `adapted_counts` says it as an equation."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    decide_every: int = Field(
+        default=500, ge=1, description="Steps for which rates are decided; a stream starts anew."
+    )
+    smoothing: float = Field(
+        default=0.5, ge=0, lt=1, description="What a smoothed loss keeps of itself at a decision."
+    )
+    power: float = Field(
+        default=1.0, description="Of the share of its first loss that a task has left; 0: none."
+    )
+
+
+def adapted_counts(
+    losses: Mapping[str, float],
+    *,
+    first: Mapping[str, float],
+    rates: Mapping[str, float],
+    config: AdaptiveConfig,
+) -> dict[str, int]:
+    """Mini-batches of each task until the next decision, at least one of each.
+
+        r_j ~ rate_j * (L_j / L_j(0))^a        after the relative inverse training rate of
+                                               Chen et al., arXiv:1711.02257, Sec. 3
+
+    Args:
+        losses: smoothed loss of each task, positive.
+        first: L_j(0), its smoothed loss at the first decision.
+        rates: without losses.
+        config: a and the number of steps.
+
+    Raises:
+        PlanError: there are fewer steps than tasks.
+    """
+    left = {task: max(losses[task], 1e-9) / max(first[task], 1e-9) for task in rates}
+    wanted = {task: rate * left[task] ** config.power for task, rate in rates.items()}
+    whole, spare = sum(wanted.values()), config.decide_every - len(rates)
+    if spare < 0:
+        raise PlanError(
+            f"schedule.adaptive.decide_every={config.decide_every} steps have no mini-batch for "
+            f"each of {len(rates)} tasks; use at least {len(rates)}"
+        )
+    parts = {task: spare * rate / whole for task, rate in wanted.items()}
+    counts = {task: 1 + int(part + 1e-9) for task, part in parts.items()}
+    by_remainder = sorted(rates, key=lambda task: counts[task] - parts[task])
+    for task in by_remainder[: config.decide_every - sum(counts.values())]:
+        counts[task] += 1
+    return counts
