@@ -156,7 +156,6 @@ def prepare_run(recipe: Recipe, *, out: Path, data_dir: Path, resume: bool) -> N
     """
     for name, task in recipe.tasks.items():
         losses.check_loss(task.loss or task.targets.loss, task.targets, task=name)
-    for task in recipe.tasks.values():
         check_augmentations(task)
     corpora = open_corpora(recipe, data_dir)
     ranks = Ranks(rank=0, world_size=recipe.num_workers, device=torch.device("cpu"))

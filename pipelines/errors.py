@@ -55,5 +55,5 @@ def first_problem(error: ValidationError) -> str:
     problem = error.errors()[0]
     where = ".".join(str(part) for part in problem["loc"])
     given = problem.get("input")
-    shown = "" if isinstance(given, dict | BaseModel) else f" (given: {given!r})"
+    shown = "" if isinstance(given, dict | BaseModel) else f" (given: {given!r:.100})"
     return f"{where + ': ' if where else ''}{problem['msg']}{shown}"

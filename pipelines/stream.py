@@ -22,6 +22,7 @@ import ray.data
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines import modalities
+from pipelines.augment import augment
 from pipelines.batch import Batch
 from pipelines.build import quiet_context
 from pipelines.errors import MMTrainError, StreamError
@@ -86,9 +87,10 @@ def read_batches(
 
 
 def assemble(planned: PlannedBatch, *, plan: BatchPlan, reader: ShardReader) -> Batch:
-    """Reads the rows of a planned batch and pads them; of no rows, arrays of length 0."""
+    """Reads, augments and pads the rows of a planned batch; of no rows, arrays of length 0."""
     rows, task = planned.rows, plan.manifests[planned.task].task
     examples = reader.read(task.name, rows=rows if len(rows) else np.zeros(1, np.int64))
+    examples = augment(examples, planned=planned, task=task, seed=plan.seed)
     inputs = _pad(task.inputs, [example.inputs for example in examples])
     targets = _pad(task.targets, [example.targets for example in examples])
     size = len(rows)
