@@ -42,7 +42,7 @@ class Decoded:
 class Stepper:
     """One batch being decoded: hands out the next token's log-probabilities, given the last.
 
-    With `cached=False` each step is a full pass over the tokens so far: slow, and the measure of
+    `inputs` are as the task's input net takes them, or as the encoder has left them. With `cached=False` each step is a full pass over the tokens so far: slow, and the measure of
     the other.
     """
 
@@ -51,8 +51,8 @@ class Stepper:
         model: MultiTaskModel,
         *,
         task: str,
-        inputs: Tensor,
-        input_lengths: Tensor,
+        inputs: Tensor | Encoded,
+        input_lengths: Tensor | None = None,
         cached: bool = True,
     ) -> None:
         spec = model.task(task)
@@ -60,9 +60,22 @@ class Stepper:
             raise DecodingError(f"task {task!r} has no sequence to decode; use its logits")
         self.command_id: int = spec.command_id
         self._body, self._head = model.body, model.head(task)
-        self.encoded: Encoded = model.encode(task, inputs=inputs, input_lengths=input_lengths)
+        if not isinstance(inputs, Encoded):
+            assert input_lengths is not None, "raw inputs come with their lengths"
+            inputs = model.encode(task, inputs=inputs, input_lengths=input_lengths)
+        self.encoded: Encoded = inputs
         self._memory: Memory | None = self._body.remember(self.encoded) if cached else None
         self._tokens: list[Tensor] = []
+
+    @property
+    def batch(self) -> int:
+        """Rows that are decoded."""
+        return self.encoded.values_BSD.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where they are."""
+        return self.encoded.values_BSD.device
 
     @property
     def length(self) -> int:
@@ -119,8 +132,8 @@ def greedy(
     model: MultiTaskModel,
     *,
     task: str,
-    inputs: Tensor,
-    input_lengths: Tensor,
+    inputs: Tensor | Encoded,
+    input_lengths: Tensor | None = None,
     max_length: int,
     cached: bool = True,
 ) -> Decoded:
@@ -134,7 +147,7 @@ def greedy(
         stepper = Stepper(
             model, task=task, inputs=inputs, input_lengths=input_lengths, cached=cached
         )
-        batch, device = inputs.shape[0], inputs.device
+        batch, device = stepper.batch, stepper.device
         last_B = torch.full((batch,), stepper.command_id, dtype=torch.long, device=device)
         ended_B = torch.zeros(batch, dtype=torch.bool, device=device)
         log_probs_B = torch.zeros(batch, device=device)
@@ -179,8 +192,8 @@ def beam(
     model: MultiTaskModel,
     *,
     task: str,
-    inputs: Tensor,
-    input_lengths: Tensor,
+    inputs: Tensor | Encoded,
+    input_lengths: Tensor | None = None,
     max_length: int,
     beam_size: int,
     length_penalty: float = 0.6,
@@ -200,7 +213,7 @@ def beam(
         stepper = Stepper(
             model, task=task, inputs=inputs, input_lengths=input_lengths, cached=cached
         )
-        batch, device = inputs.shape[0], inputs.device
+        batch, device = stepper.batch, stepper.device
         stepper.select(torch.arange(batch, device=device).repeat_interleave(beam_size))
         beams = _first_beams(batch, beam_size, device=device)
         last_BG = torch.full((batch, beam_size), stepper.command_id, device=device)

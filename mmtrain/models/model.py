@@ -214,12 +214,25 @@ class MultiTaskModel(nn.Module):
             targets: (B, T) token ids padded with 0 and ended by 1; for classes not read.
             target_lengths: (B,); None: every id that is not 0 is real.
         """
+        encoded = self.encode(task, inputs=inputs, input_lengths=input_lengths)
+        return self.answer(task, encoded, targets=targets, target_lengths=target_lengths)
+
+    def answer(
+        self,
+        task: str,
+        encoded: Encoded,
+        *,
+        targets: Tensor | None = None,
+        target_lengths: Tensor | None = None,
+    ) -> Outputs:
+        """What the task's head makes of what `encode` left, of this task or one with its inputs."""
         spec = self.task(task)
         head: Any = self.heads[head_name(spec)]
-        encoded = self.encode(task, inputs=inputs, input_lengths=input_lengths)
         balance = encoded.balance
         if head.reads == "decoded":
-            targets = inputs.new_zeros((inputs.shape[0], 1)).long() if targets is None else targets
+            if targets is None:
+                values_BSD = encoded.values_BSD
+                targets = values_BSD.new_zeros((values_BSD.shape[0], 1)).long()
             shifted = head.start(targets, command_id=spec.command_id, lengths_B=target_lengths)
             encoded = self.body.decode(shifted, encoded)
             balance += encoded.balance
