@@ -57,6 +57,17 @@ def test_jsonl_reads_the_files_that_it_names(tmp_path):
     assert read(source("jsonl", **options), tmp_path) == [RawRow(b"RIFF", "one", "a.jsonl:1")]
 
 
+def test_jsonl_reads_the_manifest_named_of_several(tmp_path):
+    (tmp_path / "many.jsonl").write_text('{"en": "a", "de": "b"}\n')
+    (tmp_path / "few.jsonl").write_text('{"en": "c", "de": "d"}\n')
+    options = {"input": "en", "target": "de"}
+    assert read(source("jsonl", **options, manifest="few.jsonl"), tmp_path) == [
+        RawRow("c", "d", "few.jsonl:1")
+    ]
+    with pytest.raises(BuildError, match=r"no none\.jsonl file"):
+        read(source("jsonl", **options, manifest="none.jsonl"), tmp_path)
+
+
 def test_bad_lines_keep_their_place_and_say_why(tmp_path):
     (tmp_path / "a.jsonl").write_bytes(
         b'{"x": "nowhere.wav", "y": "b"}\n{"x": 1\n{"y": "b"}\n\xff\n{"x": "a.jsonl", "y": "b"}\n'

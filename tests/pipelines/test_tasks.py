@@ -1,6 +1,8 @@
 import pytest
 
 from pipelines import corpora, tasks
+from pipelines.corpora.moving_digits import DIRECTIONS
+from pipelines.corpora.spoken_digits import VOICES
 from pipelines.errors import UnknownNameError
 from pipelines.task import Task
 from pipelines.tasks import TaskFileError, load_task, task_names
@@ -15,24 +17,63 @@ EIGHT = (
     "translation_en_fr",
     "translation_fr_en",
 )
+NINE = (
+    "digit",
+    "digit_set",
+    "digit_pair",
+    "digit_box",
+    "digit_mask",
+    "motion_direction",
+    "motion_identity",
+    "spoken_digit",
+    "speaking_voice",
+)
+ALL = (*EIGHT, *NINE, "name_language")
 
 
-def test_the_eight_tasks_are_shipped():
-    assert set(EIGHT) <= set(task_names())
+def test_these_tasks_are_shipped():
+    assert set(ALL) <= set(task_names())
 
 
-@pytest.mark.parametrize("name", EIGHT)
+@pytest.mark.parametrize("name", ALL)
 def test_a_task_goes_to_json_and_back(name: str):
     task = load_task(name)
     assert Task.model_validate_json(task.model_dump_json()) == task
 
 
-@pytest.mark.parametrize("name", EIGHT)
+@pytest.mark.parametrize("name", ALL)
 def test_a_task_is_batched_in_one_way_and_its_maker_exists(name: str):
     task = load_task(name)
     assert (task.batch_size is None) != (task.batch_tokens is None)
     assert task.source.maker in corpora.names()
-    assert (task.command is None) == (task.targets.net == "label")
+    assert (task.command is None) == (task.targets.num_outputs is not None)
+
+
+def test_the_nine_tasks_of_polyvit_are_of_three_modalities_and_five_kinds():
+    tasks = [load_task(name) for name in NINE]
+    assert {task.inputs.modality for task in tasks} == {"image", "video", "audio"}
+    kinds = {"label", "multilabel", "labels", "numbers", "mask"}
+    assert {task.targets.modality for task in tasks} == kinds
+
+
+def test_tasks_of_one_modality_have_inputs_of_one_size():
+    for modality in ("image", "video", "audio"):
+        inputs = [task.inputs for task in map(load_task, NINE) if task.inputs.modality == modality]
+        assert all(feature == inputs[0] for feature in inputs)
+
+
+@pytest.mark.parametrize("name", [*NINE, "name_language"])
+def test_a_task_of_polyvit_carries_the_hyper_parameters_of_its_own_run(name: str):
+    task = load_task(name)
+    assert task.num_steps is not None
+    assert task.learning_rate is not None
+    assert task.warmup_steps is not None
+    assert task.warmup_steps < task.num_steps
+
+
+def test_classes_are_those_that_the_makers_write():
+    assert load_task("motion_direction").targets.classes == tuple(DIRECTIONS)
+    assert load_task("speaking_voice").targets.classes == tuple(VOICES)
 
 
 @pytest.mark.parametrize("name", [name for name in EIGHT if load_task(name).bucket_bounds])

@@ -28,7 +28,7 @@ HELD_OUT = ("validation", "test")
 @pytest.fixture(scope="module")
 def raw(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("raw")
-    for name in ("digits", "captions", "phrases", "speech", "treebank"):
+    for name in ("digits", "captions", "phrases", "speech", "treebank", "name_languages"):
         corpora.load(name).make(folder / name, seed=0)
     return folder
 
@@ -51,6 +51,11 @@ def phrase_rows(raw: Path, split: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
 
 
+def names(raw: Path, split: str) -> set[str]:
+    lines = (raw / "name_languages" / split / "names.tsv").read_text().splitlines()[1:]
+    return {line.partition("\t")[0] for line in lines}
+
+
 def tree_lines(raw: Path, split: str) -> list[str]:
     return (raw / "treebank" / split / "trees.mrg").read_text().splitlines()
 
@@ -61,6 +66,7 @@ def texts(raw: Path, split: str) -> dict[str, set[str]]:
         "speech": {row["text"] for row in json_rows(raw / "speech", split)},
         "captions": {row["caption"] for row in json_rows(raw / "captions", split)},
         "treebank": {" ".join(parse_brackets(tree).words()) for tree in tree_lines(raw, split)},
+        "names": names(raw, split),
         "phrases": {row[code] for row in phrase_rows(raw, split) for code in LANGUAGES},
     }
 
@@ -116,14 +122,19 @@ def test_no_picture_is_in_two_splits(raw: Path):
 
 
 @pytest.mark.parametrize("split", HELD_OUT)
-@pytest.mark.parametrize("corpus", ["speech", "treebank", "phrases"])
+@pytest.mark.parametrize("corpus", ["speech", "treebank", "phrases", "names"])
 def test_no_text_of_a_held_out_split_is_in_training_of_any_task(raw: Path, corpus: str, split: str):
     trained = set().union(*texts(raw, "train").values())
     assert not texts(raw, split)[corpus] & trained
 
 
+def test_names_of_the_harder_split_are_not_in_training_of_any_task(raw: Path):
+    hard = {row[code] for row in phrase_rows(raw, "test_hard") for code in LANGUAGES}
+    assert not hard & set().union(*texts(raw, "train").values())
+
+
 def test_validation_and_test_share_no_text(raw: Path):
-    for corpus in ("speech", "treebank", "phrases"):
+    for corpus in ("speech", "treebank", "phrases", "names"):
         assert not texts(raw, "validation")[corpus] & texts(raw, "test")[corpus]
 
 
