@@ -176,6 +176,13 @@ def build_adapter(config: Config) -> Adapter | None:
     return Adapter(config) if config.num_adapter_blocks else None
 
 
+def vit_blocks(config: Config, net: str) -> list[str]:
+    """Names of the blocks that an input of a modality net passes, as a plain ViT's are in order."""
+    own = config.num_adapter_blocks
+    names = [f"adapters.{net}.blocks.{place}" for place in range(own)]
+    return names + [f"body.blocks.{place}" for place in range(config.num_layers - own)]
+
+
 class Body(nn.Module):
     """The shared blocks and the last norm.
 
