@@ -70,6 +70,16 @@ class BundleTask(BaseModel):
         return value
 
 
+class Parent(BaseModel):
+    """The larger model that a bundle was taken out of."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    digest: str = Field(description="Of its bundle.")
+    version: str | None = Field(default=None, description="models:/NAME/VERSION, if registered.")
+    tasks: tuple[str, ...] = Field(description="All tasks that it had.")
+
+
 class Lineage(BaseModel):
     """Where a bundle comes from, and how long its tasks were trained."""
 
@@ -84,6 +94,8 @@ class Lineage(BaseModel):
     seconds: float = Field(default=0.0, ge=0, description="Wall time of the training.")
     task_steps: dict[str, int] = Field(default={}, description="Steps that trained each task.")
     task_seconds: dict[str, float] = Field(default={}, description="Training time of these steps.")
+    parent: Parent | None = Field(default=None, description="Model that this one is a part of.")
+    init_from: str | None = Field(default=None, description="Weights that training started from.")
 
 
 class BundleFile(BaseModel):

@@ -53,8 +53,8 @@ def flatten_kernel(kernel_DCTYX: Tensor) -> Tensor:
 def inflate_kernel(kernel_DC1YX: Tensor, frames: int, *, how: Inflation) -> Tensor:
     """A picture's kernel as a clip's of `frames` frames.
 
-        central_frame    K[t] = k where t = frames // 2, else 0
-        average          K[t] = k / frames            ViViT, arXiv:2103.15691, Eq. 8 and 9
+    central_frame    K[t] = k where t = frames // 2, else 0
+    average          K[t] = k / frames            ViViT, arXiv:2103.15691, Eq. 8 and 9
     """
     if how == "average":
         return kernel_DC1YX.expand(-1, -1, frames, -1, -1) / frames

@@ -164,14 +164,69 @@ def download_bundle(uri: str, *, tracking_uri: str | None = None) -> Bundle:
 
 def _download_uri(uri: str, *, tracking_uri: str) -> str:
     """Where the files of a version are; MLflow's own look-up asks the process-wide registry."""
+    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+    return client.get_model_version_download_uri(*_name_and_version(client, uri))
+
+
+def _name_and_version(client: MlflowClient, uri: str) -> tuple[str, str]:
     parts = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
     if parts is None:
         raise RegistryError(f"{uri!r} is no version; write models:/NAME@ALIAS or models:/NAME/3")
     name, alias, version = parts.groups()
-    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
     if alias:
         version = client.get_model_version_by_alias(name, alias).version
-    return client.get_model_version_download_uri(name, str(version))
+    return name, str(version)
+
+
+def fixed_uri(uri: str, *, tracking_uri: str | None = None) -> str:
+    """`models:/NAME/VERSION` of the version that a URI means now; an alias may move later.
+
+    Raises:
+        RegistryError: there is no such version.
+    """
+    tracking_uri = tracking_uri or mlflow.get_tracking_uri()
+    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+    try:
+        with bounded(_TIMEOUT_S, max_retries=_MAX_RETRIES):
+            name, version = _name_and_version(client, uri)
+    except MlflowException as error:
+        raise RegistryError(
+            f"no {uri} at {tracking_uri}: {error.message}; give --tracking, or set "
+            "MLFLOW_TRACKING_URI to the registry"
+        ) from None
+    return f"models:/{name}/{version}"
+
+
+def find_registered(digest: str, *, tracking_uri: str) -> str | None:
+    """`models:/NAME/VERSION` of the newest version of a bundle of that digest; None: no version."""
+    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+    try:
+        with bounded(_TIMEOUT_S, max_retries=_MAX_RETRIES):
+            found = client.search_model_versions(f"tags.bundle_digest = '{digest}'")
+    except MlflowException as error:
+        raise RegistryError(f"cannot search {tracking_uri}: {error.message}") from None
+    newest = max(found, key=lambda version: version.creation_timestamp, default=None)
+    return f"models:/{newest.name}/{newest.version}" if newest else None
+
+
+def download_recipe(bundle: Bundle, *, tracking_uri: str | None = None) -> str | None:
+    """The recipe in JSON of the run that trained a bundle; None where that is not to be had."""
+    if not (run_id := bundle.card.lineage.run_id):
+        return None
+    tracking_uri = tracking_uri or mlflow.get_tracking_uri()
+    with tempfile.TemporaryDirectory() as temporary:
+        try:
+            with bounded(_TIMEOUT_S, max_retries=_MAX_RETRIES):
+                path = mlflow.artifacts.download_artifacts(
+                    run_id=run_id,
+                    artifact_path="recipe.json",
+                    dst_path=temporary,
+                    tracking_uri=tracking_uri,
+                )
+        except (MlflowException, OSError) as error:
+            logger.warning("run %s at %s has no recipe.json: %s", run_id, tracking_uri, error)
+            return None
+        return Path(path).read_text(encoding="utf-8")
 
 
 def lineage_tags(bundle: Bundle) -> dict[str, str]:
@@ -187,6 +242,13 @@ def lineage_tags(bundle: Bundle) -> dict[str, str]:
     }
     if lineage.run_id:
         tags["training_run_id"] = lineage.run_id
+    if lineage.init_from:
+        tags["init_from"] = lineage.init_from
+    if lineage.parent:
+        tags["parent_digest"] = lineage.parent.digest
+        tags["parent_tasks"] = ",".join(lineage.parent.tasks)
+        if lineage.parent.version:
+            tags["parent_version"] = lineage.parent.version
     return tags | {f"corpus.{task}": digest for task, digest in lineage.corpora.items()}
 
 

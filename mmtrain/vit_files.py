@@ -73,27 +73,38 @@ class InitError(MMTrainError):
 
 
 @dataclass(frozen=True, slots=True)
-class Vit:
-    """One transformer's weights, fp32. None: the file does not say.
+class Patches:
+    """How a transformer takes a grid: by a kernel for each patch, with learned positions.
 
     Args:
-        kernel_DCTYX: of the patches; T = 1 for pictures.
-        kernel_bias_D: its bias.
+        kernel_DCTYX: of a patch; T = 1 where there is no time.
+        bias_D: its bias.
+        positions_TYXD: of the grid of patches, the class token's apart.
+    """
+
+    kernel_DCTYX: Tensor
+    bias_D: Tensor
+    positions_TYXD: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Vit:
+    """One transformer's weights, fp32. None: there is none, or the file does not say.
+
+    Args:
+        patches: of a grid.
         class_token_D: the class token.
         class_position_D: its own row of the position table.
-        positions_TYXD: the other rows, as the grid of patches.
-        blocks: by `VIT_BLOCK`, first block first.
+        blocks: tensors by `VIT_BLOCK`, or as the block has them; first block first.
         norm: weight and bias of the norm after the last block.
         num_heads: attention heads.
         layer_norm_eps: epsilon of all norms.
         gelu: form of the activation, "erf" or "tanh".
     """
 
-    kernel_DCTYX: Tensor
-    kernel_bias_D: Tensor
+    patches: Patches | None
     class_token_D: Tensor
     class_position_D: Tensor
-    positions_TYXD: Tensor
     blocks: tuple[Mapping[str, Tensor], ...]
     norm: Mapping[str, Tensor]
     num_heads: int | None = None
@@ -229,11 +240,13 @@ def _to_vit(found: Mapping[str, Tensor], *, config: Mapping[str, Any], path: Pat
     grid = _grid(positions.shape[0] - 1, kernel_DCYX, config=config, path=path)
     is_timm = any(name.endswith("qkv.weight") for name in found)
     return Vit(
-        kernel_DCTYX=kernel_DCYX.unsqueeze(2),
-        kernel_bias_D=found.get("patch.bias", torch.zeros_like(positions[0])),
+        patches=Patches(
+            kernel_DCYX.unsqueeze(2),
+            found.get("patch.bias", torch.zeros_like(positions[0])),
+            positions[1:].unflatten(0, (1, *grid)),
+        ),
         class_token_D=_of(found, "class_token", path=path, axes=3).reshape(dim),
         class_position_D=positions[0],
-        positions_TYXD=positions[1:].unflatten(0, (1, *grid)),
         blocks=tuple(_block(found, number, path=path) for number in range(_num_blocks(found))),
         norm={kind: _of(found, f"norm.{kind}", path=path, axes=1) for kind in ("weight", "bias")},
         num_heads=config.get("num_attention_heads"),
@@ -279,7 +292,9 @@ def _grid(
     if isinstance(size, int):
         size = (size, size)
     if isinstance(size, list | tuple) and len(size) == 2:
-        rows, columns = (side // patch for side, patch in zip(size, kernel_DCYX.shape[2:], strict=True))
+        rows, columns = (
+            side // patch for side, patch in zip(size, kernel_DCYX.shape[2:], strict=True)
+        )
         if rows * columns == num_patches:
             return rows, columns
     side = round(num_patches**0.5)

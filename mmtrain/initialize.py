@@ -1,0 +1,330 @@
+"""What a run starts from: `--init-from` weights, and which of them stay frozen.
+
+A source is a trained vision transformer on disk, or a model of ours: a run, a bundle or a
+registered version. What fits is loaded, what is new is left as drawn, and a shape that is at odds
+with the recipe's ends the run before it starts, both sides named.
+
+A model of ours gives all parameters of the same names; stems, blocks and positions of a family of
+transformer blocks are fitted to other modalities and sizes (`vit_weights.py`). A task's head is
+taken over only if the source has the task, with the same targets.
+"""
+
+import fnmatch
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmtrain.export import BundleError, Card, find_bundle, load_bundle, load_card
+from mmtrain.inflation import Inflation
+from mmtrain.models.model import ModelConfig, MultiTaskModel, build_model
+from mmtrain.recipe import Recipe
+from mmtrain.vit_files import InitError, Vit, is_vit, read_vit
+from mmtrain.vit_weights import differences, from_vits, to_vits, vit_blocks_of
+from pipelines.errors import UnknownNameError
+from pipelines.modalities import Feature
+from pipelines.vocabulary import Vocabulary
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A model of ours: its card, weights and vocabulary."""
+
+    card: Card
+    state: Mapping[str, Tensor]
+    vocabulary: Vocabulary | None
+
+    def meta_model(self) -> MultiTaskModel:
+        """The model without weights, on the meta device."""
+        specs = [task.spec for task in self.card.tasks.values()]
+        with torch.device("meta"):
+            return build_model(self.card.model, specs, seed=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """What a model starts from. `str` says it in a line.
+
+    Args:
+        state: weights to load, by parameter name.
+        fresh: owners of parameters that are left as drawn, with how many tensors.
+        loaded: owners of those that are loaded, likewise.
+        warnings: settings in which the model computes otherwise than the source did.
+    """
+
+    state: Mapping[str, Tensor]
+    loaded: Mapping[str, int]
+    fresh: Mapping[str, int]
+    warnings: Sequence[str] = field(default=())
+
+    def __str__(self) -> str:
+        return f"loaded {_counts(self.loaded)}; fresh: {_counts(self.fresh) or 'nothing'}"
+
+
+def read_source(
+    uri: str, *, tracking_uri: str | None = None, only_shapes: bool = False
+) -> Vit | Trained:
+    """The weights that a URI names.
+
+    Args:
+        uri: a ViT checkpoint's folder or file, a run or bundle folder, or models:/NAME@ALIAS.
+        tracking_uri: the registry, for `models:/`; None: as MLflow is set up.
+        only_shapes: tensors without values, on torch's meta device, where that saves reading.
+
+    Raises:
+        InitError: nothing of the kind is there.
+        BundleError: a bundle is damaged.
+        RegistryError: there is no such version.
+    """
+    if uri.startswith("models:/"):
+        from mmtrain.model_registry import download_bundle  # imports MLflow: seconds
+
+        bundle = download_bundle(uri, tracking_uri=tracking_uri)
+        return Trained(bundle.card, bundle.state, bundle.vocabulary)
+    path = Path(uri)
+    if is_vit(path) and not (path / "bundle.json").is_file():
+        return read_vit(path, only_shapes=only_shapes)
+    try:
+        folder = find_bundle(path)
+    except BundleError as error:
+        raise InitError(
+            f"--init-from: {error}, a Hugging Face ViT folder or a timm .safetensors file"
+        ) from None
+    if not only_shapes:
+        bundle = load_bundle(folder)
+        return Trained(bundle.card, bundle.state, bundle.vocabulary)
+    card, _ = load_card(folder)
+    return Trained(
+        card, Trained(card, {}, None).meta_model().state_dict(), _vocabulary(folder, card)
+    )
+
+
+def _vocabulary(folder: Path, card: Card) -> Vocabulary | None:
+    name = "vocabulary.json"
+    return Vocabulary.load(folder / name) if name in card.files else None
+
+
+def plan_start(
+    model: MultiTaskModel,
+    source: Vit | Trained,
+    *,
+    targets: Mapping[str, Feature],
+    vocabulary: Vocabulary | None,
+    inflation: Inflation,
+) -> Start:
+    """What of a source goes where in a model; nothing is changed.
+
+    Args:
+        model: the recipe's model, whose weights are not read; may be on the meta device.
+        source: the weights.
+        targets: feature of each task's targets.
+        vocabulary: the run's; tables of tokens are taken over only between equal ones.
+        inflation: how a picture's kernel becomes a video's.
+
+    Raises:
+        InitError: the source is of another family or of other sizes; both sides are named.
+    """
+    if isinstance(source, Vit):
+        if vit_blocks_of(model.config.family) is None:
+            raise InitError(
+                f"the weights are a vision transformer's, the recipe's model is of family "
+                f"{model.config.family!r}; use a recipe of family 'polyvit'"
+            )
+        vits = {"image": source}
+        return _start(model, from_vits(model, vits, inflation=inflation), differences(model, vits))
+    ours, its = model.config.family, source.card.model.family
+    if ours != its:
+        raise InitError(
+            f"the weights are of family {its!r}, the recipe's model is of family {ours!r}; "
+            "start from a model of the same family"
+        )
+    held, notes = _same_names(model, source, targets=targets, vocabulary=vocabulary), []
+    if vit_blocks_of(ours) is not None:
+        vits = to_vits(source.meta_model(), source.state)
+        held |= from_vits(model, vits, inflation=inflation)
+        notes = differences(model, vits)
+    else:
+        _check_shapes(model, source, held)
+    return _start(model, held, notes)
+
+
+def plan_recipe_start(
+    recipe: Recipe,
+    model: MultiTaskModel,
+    *,
+    vocabulary: Vocabulary | None,
+    tracking_uri: str | None = None,
+    only_shapes: bool = False,
+) -> Start | None:
+    """What a recipe's model starts from; None: it starts as drawn.
+
+    Raises:
+        InitError: the source does not fit, or weights are to be frozen as they were drawn.
+        UnknownNameError: `frozen` names no owner.
+    """
+    frozen_owners(model, recipe.frozen)
+    if recipe.init_from is None:
+        if recipe.frozen:
+            raise InitError(
+                f"frozen={list(recipe.frozen)} would keep weights as they were drawn; "
+                "give the trained ones by --init-from"
+            )
+        return None
+    source = read_source(recipe.init_from, tracking_uri=tracking_uri, only_shapes=only_shapes)
+    targets = {name: task.targets for name, task in recipe.tasks.items()}
+    try:
+        return plan_start(
+            model, source, targets=targets, vocabulary=vocabulary, inflation=recipe.inflation
+        )
+    except InitError as error:
+        raise InitError(f"--init-from {recipe.init_from}: {error}") from None
+
+
+def start_model(
+    model: MultiTaskModel,
+    recipe: Recipe,
+    *,
+    vocabulary: Vocabulary | None,
+    tracking_uri: str | None,
+    resumes: bool,
+) -> None:
+    """Loads what the recipe says, unless a checkpoint follows, and freezes what it says."""
+    if recipe.init_from and not resumes:
+        start = plan_recipe_start(recipe, model, vocabulary=vocabulary, tracking_uri=tracking_uri)
+        assert start is not None
+        load_start(model, start)
+    freeze(model, recipe.frozen)
+
+
+def fixed_source(uri: str, *, tracking_uri: str | None = None) -> str:
+    """The same source under a name that means the same everywhere and later on.
+
+    A path becomes absolute, an alias of a registered model the version that it points to.
+    """
+    if not uri.startswith("models:/"):
+        return str(Path(uri).absolute())
+    from mmtrain.model_registry import fixed_uri  # imports MLflow: seconds
+
+    return fixed_uri(uri, tracking_uri=tracking_uri)
+
+
+def load_start(model: MultiTaskModel, start: Start) -> None:
+    """Copies the weights into the model."""
+    model.load_state_dict(dict(start.state), strict=False)
+
+
+def frozen_owners(model: MultiTaskModel, patterns: Sequence[str]) -> frozenset[str]:
+    """Owners of parameters that the patterns name, as `fnmatch` reads them.
+
+    Raises:
+        UnknownNameError: a pattern names no owner; lists the owners.
+        InitError: a task would train nothing.
+    """
+    owners = tuple(
+        dict.fromkeys(model.parameter_owner(name) for name, _ in model.named_parameters())
+    )
+    frozen: set[str] = set()
+    for pattern in patterns:
+        found = fnmatch.filter(owners, pattern)
+        if not found:
+            raise UnknownNameError("owner of parameters", pattern, owners)
+        frozen |= set(found)
+    for task in model.tasks:
+        if model.owners(task) <= frozen:
+            raise InitError(
+                f"frozen={list(patterns)} leaves task {task} nothing to train; leave its head "
+                f"out: {', '.join(sorted(model.owners(task)))}"
+            )
+    return frozenset(frozen)
+
+
+def freeze(model: MultiTaskModel, patterns: Sequence[str]) -> None:
+    """Parameters of the owners that the patterns name stay as they are; dropout stays on."""
+    owners = frozen_owners(model, patterns)
+    for name, parameter in model.named_parameters():
+        if model.parameter_owner(name) in owners:
+            parameter.requires_grad_(False)
+
+
+def _start(model: MultiTaskModel, state: Mapping[str, Tensor], notes: Sequence[str]) -> Start:
+    loaded: Counter[str] = Counter()
+    fresh: Counter[str] = Counter()
+    for name, _ in model.named_parameters():
+        (loaded if name in state else fresh)[model.parameter_owner(name)] += 1
+    return Start(state, loaded, fresh, tuple(notes))
+
+
+def _counts(owners: Mapping[str, int]) -> str:
+    """Owners with their numbers of tensors, the body's parts as one."""
+    grouped: Counter[str] = Counter()
+    for owner, count in owners.items():
+        grouped[owner.partition("/")[0] if owner.startswith("body/") else owner] += count
+    return ", ".join(f"{owner} ({count} tensors)" for owner, count in sorted(grouped.items()))
+
+
+def _same_names(
+    model: MultiTaskModel,
+    source: Trained,
+    *,
+    targets: Mapping[str, Feature],
+    vocabulary: Vocabulary | None,
+) -> dict[str, Tensor]:
+    """Tensors of the source that the model has by the same name and shape and for the same use."""
+    new_tasks = {
+        name for name, feature in targets.items()
+        if name not in source.card.tasks or source.card.tasks[name].targets != feature
+    }  # fmt: skip
+    tables = set() if vocabulary == source.vocabulary else _token_tables(source)
+    held = {}
+    for name, value in model.state_dict().items():
+        if name not in source.state or source.state[name].shape != value.shape or name in tables:
+            continue
+        if name.startswith("heads.") and name.split(".")[1] in new_tasks:
+            continue
+        held[name] = source.state[name]
+    return held
+
+
+def _token_tables(source: Trained) -> set[str]:
+    """Parameters with an axis of the vocabulary: those that another vocabulary size changes."""
+    card = source.card
+    model = card.model.model_copy(update={"vocab_size": card.model.vocab_size + 1})
+    other = Trained(card.model_copy(update={"model": model}), {}, None).meta_model().state_dict()
+    return {name for name, value in other.items() if value.shape != source.state[name].shape}
+
+
+def _check_shapes(model: MultiTaskModel, source: Trained, held: Mapping[str, Tensor]) -> None:
+    """Refuses a stem or a part of the body that is on both sides and not the same on both.
+
+    Raises:
+        InitError: names the first parameter at odds, and both sides.
+    """
+    mine = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    its = {name: tuple(value.shape) for name, value in source.state.items()}
+    shared = {_part(name) for name in its} & {_part(name) for name in mine}
+    for name in sorted(mine.keys() | its.keys()):
+        is_whole = name.startswith(("body.", "stems.", "adapters.")) and _part(name) in shared
+        if is_whole and name not in held and mine.get(name) != its.get(name):
+            raise InitError(
+                f"{name} is {_shown(its.get(name))} in the weights and {_shown(mine.get(name))} "
+                f"in the recipe's model. The weights have {_settings(source.card.model)}; the "
+                f"recipe {_settings(model.config)}. Give the recipe the settings of the weights"
+            )
+
+
+def _settings(config: ModelConfig) -> str:
+    return f"model.body ({config.body}) and model.nets {dict(config.nets)}"
+
+
+def _part(name: str) -> str:
+    return ".".join(name.split(".")[:2])
+
+
+def _shown(shape: tuple[int, ...] | None) -> str:
+    return "not there" if shape is None else f"of shape {shape}"
