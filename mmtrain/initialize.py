@@ -186,32 +186,51 @@ def plan_recipe_start(
         raise InitError(f"--init-from {recipe.init_from}: {error}") from None
 
 
+def tell_start(recipe: Recipe, start: Start) -> str:
+    """What is loaded and what is left fresh, in a line; settings that differ are warned about."""
+    for warning in start.warnings:
+        logger.warning("%s: %s", recipe.init_from, warning)
+    line = f"starts from {recipe.init_from}: {start}"
+    logger.info("%s", line)
+    return line
+
+
 def start_model(
     model: MultiTaskModel,
     recipe: Recipe,
-    *,
     vocabulary: Vocabulary | None,
-    tracking_uri: str | None,
+    *,
+    registry: str | None,
     resumes: bool,
 ) -> None:
-    """Loads what the recipe says, unless a checkpoint follows, and freezes what it says."""
+    """Loads what the recipe says, unless a checkpoint follows, and freezes what it says.
+
+    Args:
+        model: the recipe's model, with the weights that were drawn.
+        recipe: says what to start from and what to freeze.
+        vocabulary: the run's.
+        registry: MLflow's URI, for `models:/`; None: as MLflow is set up.
+        resumes: a checkpoint is loaded next.
+    """
     if recipe.init_from and not resumes:
-        start = plan_recipe_start(recipe, model, vocabulary=vocabulary, tracking_uri=tracking_uri)
+        start = plan_recipe_start(recipe, model, vocabulary=vocabulary, tracking_uri=registry)
         assert start is not None
         load_start(model, start)
     freeze(model, recipe.frozen)
 
 
-def fixed_source(uri: str, *, tracking_uri: str | None = None) -> str:
-    """The same source under a name that means the same everywhere and later on.
+def with_fixed_source(recipe: Recipe, *, registry: str | None) -> Recipe:
+    """The recipe with a source whose name means the same everywhere and later on.
 
-    A path becomes absolute, an alias of a registered model the version that it points to.
+    A path becomes absolute, an alias of a registered model the version that it points to now.
     """
-    if not uri.startswith("models:/"):
-        return str(Path(uri).absolute())
+    if recipe.init_from is None:
+        return recipe
+    if not recipe.init_from.startswith("models:/"):
+        return recipe.with_(init_from=str(Path(recipe.init_from).absolute()))
     from mmtrain.model_registry import fixed_uri  # imports MLflow: seconds
 
-    return fixed_uri(uri, tracking_uri=tracking_uri)
+    return recipe.with_(init_from=fixed_uri(recipe.init_from, tracking_uri=registry))
 
 
 def load_start(model: MultiTaskModel, start: Start) -> None:

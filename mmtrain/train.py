@@ -23,6 +23,7 @@ from torch import Tensor
 from mmtrain import checkpoint, losses
 from mmtrain.checkpoint import Progress
 from mmtrain.engines import Engine, build_engine
+from mmtrain.initialize import start_model, with_fixed_source
 from mmtrain.models.model import MultiTaskModel, build_model
 from mmtrain.optim import owner_rates
 from mmtrain.policies import NonFiniteLossError, is_due, is_healthy
@@ -82,12 +83,15 @@ def train_worker(job: Job, post: Post) -> None:
     corpora = open_corpora(recipe, job.data_dir)
     specs = task_specs(recipe, corpora.vocabulary)
     model = build_model(recipe.model, specs, seed=recipe.seed)
+    saved = checkpoint.latest(job.out / CHECKPOINTS)
+    start_model(
+        model, recipe, corpora.vocabulary, registry=job.tracking.uri, resumes=saved is not None
+    )
     owners = {task: model.owners(task) for task in recipe.tasks}
     optimizer, device = recipe.optimizer, ranks.device
     engine = build_engine(recipe.engine, model=model, optimizer=optimizer, device=device)
 
     # ---- restore
-    saved = checkpoint.latest(job.out / CHECKPOINTS)
     start = checkpoint.restore(saved, engine=engine) if saved else Progress(step=0)
 
     # ---- data
@@ -208,15 +212,21 @@ def train(
         MMTrainError: of the kind that says what the user can mend.
     """
     out, data_dir = out.absolute(), data_dir.absolute()
-    prepare_run(recipe, out=out, data_dir=data_dir, resume=resume)
+    tracking = tracking or TrackingConfig()
+    recipe = with_fixed_source(recipe, registry=tracking.uri)
+    begins = prepare_run(
+        recipe, out=out, data_dir=data_dir, resume=resume, tracking_uri=tracking.uri
+    )
+    if begins:
+        (console or Console()).print(begins, highlight=False, markup=False, soft_wrap=True)
     began = time.monotonic()
     with ray_cluster(recipe, address=address):
-        run_id = start_tracking(recipe, tracking or TrackingConfig(), out=out, data_dir=data_dir)
+        run_id = start_tracking(recipe, tracking, out=out, data_dir=data_dir)
         job = Job(
             recipe=recipe.model_dump_json(),
             out=out,
             data_dir=data_dir,
-            tracking=tracking or TrackingConfig(),
+            tracking=tracking,
             run_id=run_id,
         )
         run_workers(job, recipe, console=console or Console())

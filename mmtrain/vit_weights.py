@@ -60,7 +60,7 @@ def from_vits(
     """
     state: dict[str, Tensor] = {}
     shapes = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    for net, stem in reversed(model.stems.items()):  # the first net's transformer is the body's
+    for net, stem in reversed([*model.stems.items()]):  # the first net's transformer is the body's
         vit = vits[_nearest(net, stem, vits)]
         _check_sizes(model, vit, net=net)
         for name, block in zip(_blocks(model, net), vit.blocks, strict=True):
