@@ -78,7 +78,9 @@ class ModelConfig(BaseModel):
     nets: dict[str, SerializeAsAny[BaseModel]] = Field(
         default={}, description="Config of each modality net; one not named has its defaults."
     )
-    vocab_size: int = Field(ge=2, description="Tokens of the joint vocabulary, commands included.")
+    vocab_size: int = Field(
+        default=2, ge=2, description="Tokens of the joint vocabulary, commands included."
+    )
 
     @model_validator(mode="before")
     @classmethod
