@@ -13,7 +13,7 @@ import pkgutil
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
 
@@ -22,9 +22,9 @@ from mmtrain.engines import EngineConfig
 from mmtrain.inflation import Inflation
 from mmtrain.models.model import ModelConfig
 from mmtrain.optim import OptimizerConfig
-from pipelines.build import BuildConfig
 from pipelines.errors import MMTrainError, UnknownNameError, first_problem
-from pipelines.schedule import ScheduleConfig
+from pipelines.layout import BuildConfig
+from pipelines.schedule import ScheduleConfig, run_steps
 from pipelines.stream import StreamConfig
 from pipelines.task import Task
 
@@ -63,12 +63,22 @@ class Recipe(BaseModel):
         description="Owners of parameters that stay as they start, as patterns: 'body/*', "
         "'modality/image_patches', 'task/*'. Dropout stays on where the recipe sets it.",
     )
+    balancing: Literal["none", "uncertainty", "pcgrad"] = Field(
+        default="none",
+        description="Of losses, beside loss_weight: learned variances, or gradients of the tasks of "
+        "one step without their conflicts; see mmtrain/balancing.py, mmtrain/gradients.py.",
+    )
     num_steps: int = Field(ge=1, description="Optimizer steps of the run.")
     num_workers: int = Field(default=1, ge=1, description="Training processes, each a rank.")
     use_gpu: bool = Field(default=False, description="One GPU for each worker.")
     log_every: int = Field(default=20, ge=1, description="Steps between points of the series.")
     validate_every: int = Field(default=0, ge=0, description="Steps between validations; 0: none.")
     validation_batches: int = Field(default=2, ge=1, description="Batches a task at a validation.")
+    monitor_every: int = Field(
+        default=0,
+        ge=0,
+        description="Steps of a task between samples of its gradient on the body; 0: none.",
+    )
     save_every: int = Field(default=500, ge=1, description="Steps between checkpoints.")
     keep_checkpoints: int = Field(default=2, ge=1, description="Newest checkpoints that are kept.")
     max_failures: int = Field(default=3, ge=0, description="Restarts after a lost worker.")
@@ -82,16 +92,28 @@ class Recipe(BaseModel):
         return Recipe.model_validate({**_fields(self), **fields})
 
     def only(self, tasks: Sequence[str] | None) -> "Recipe":
-        """The same recipe with only these tasks; with none named, itself."""
+        """The same recipe with only these tasks; with none named, itself.
+
+        A run that is as long as its tasks' own runs together stays so.
+        """
         for task in tasks or ():
             if task not in self.tasks:
                 raise UnknownNameError("task of the recipe", task, tuple(self.tasks))
         if not tasks:
             return self
         kept = {name: task for name, task in self.tasks.items() if name in tasks}
-        rates = {name: rate for name, rate in self.schedule.rates.items() if name in kept}
-        schedule = self.schedule.model_copy(update={"rates": rates})
-        return self.with_(tasks=kept, schedule=schedule)
+        schedule = self.schedule.only(kept)
+        num_steps = self.num_steps
+        if self.has_own_steps():
+            num_steps = run_steps(kept.values(), config=schedule)
+        return self.with_(tasks=kept, schedule=schedule, num_steps=num_steps)
+
+    def has_own_steps(self) -> bool:
+        """Whether the run is as long as its tasks' own runs together."""
+        tasks = self.tasks.values()
+        return all(task.num_steps is not None for task in tasks) and (
+            self.num_steps == run_steps(tasks, config=self.schedule)
+        )
 
     def digest(self) -> str:
         """SHA-256 of the JSON form, 16 hex digits."""

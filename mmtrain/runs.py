@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from mmtrain import checkpoint, losses
-from mmtrain.checkpoint import Progress
+from mmtrain.checkpoint import CheckpointRef, Progress
 from mmtrain.engines import check_combination
 from mmtrain.export import Lineage, bundle_task, code_version, save_bundle
+from mmtrain.initialize import frozen_owners, plan_recipe_start, tell_start
 from mmtrain.layers.moe import MoE
 from mmtrain.models.model import TaskSpec, build_model, net_of
 from mmtrain.preflight import check_disk, checkpoint_bytes
@@ -27,7 +28,7 @@ from mmtrain.recipe import Recipe, RecipeError
 from mmtrain.tracking import Tracker, TrackingConfig
 from pipelines.augment import check_augmentations
 from pipelines.errors import MMTrainError
-from pipelines.plan import Plan
+from pipelines.plan import Plan, one_vocabulary
 from pipelines.schedule import ScheduleConfig
 from pipelines.shards import Manifest, open_task, vocabulary_path
 from pipelines.vocabulary import Vocabulary
@@ -77,11 +78,11 @@ class Spent:
 
 @dataclass(frozen=True, slots=True)
 class Corpora:
-    """The built splits that a run reads, and the joint vocabulary they were built with."""
+    """The built splits that a run reads, and the joint vocabulary of those that have text."""
 
     train: dict[str, Manifest]
     validation: dict[str, Manifest]
-    vocabulary: Vocabulary
+    vocabulary: Vocabulary | None
 
 
 def open_corpora(recipe: Recipe, data_dir: Path) -> Corpora:
@@ -97,10 +98,13 @@ def open_corpora(recipe: Recipe, data_dir: Path) -> Corpora:
         }
         for split in ("train", "validation")
     }
-    return Corpora(**splits, vocabulary=Vocabulary.load(vocabulary_path(data_dir)))
+    both = {f"{name} {split}": m for split, some in splits.items() for name, m in some.items()}
+    digest = one_vocabulary(both)
+    vocabulary = Vocabulary.load(vocabulary_path(data_dir, digest=digest)) if digest else None
+    return Corpora(**splits, vocabulary=vocabulary)
 
 
-def task_specs(recipe: Recipe, vocabulary: Vocabulary) -> list[TaskSpec]:
+def task_specs(recipe: Recipe, vocabulary: Vocabulary | None) -> list[TaskSpec]:
     """What the model must know of each task of a recipe."""
     family = recipe.model.family
     return [
@@ -112,7 +116,7 @@ def task_specs(recipe: Recipe, vocabulary: Vocabulary) -> list[TaskSpec]:
             output_groups=task.targets.output_groups,
             loss=task.loss or task.targets.loss,
             drop_layer=task.drop_layer,
-            command_id=vocabulary.command_id(task.command) if task.command else None,
+            command_id=vocabulary.command_id(task.command) if vocabulary and task.command else None,
         )
         for task in recipe.tasks.values()
     ]
@@ -148,8 +152,14 @@ def validation_plan(recipe: Recipe, manifests: dict[str, Manifest], *, ranks: Ra
     )
 
 
-def prepare_run(recipe: Recipe, *, out: Path, data_dir: Path, resume: bool) -> None:
+def prepare_run(
+    recipe: Recipe, *, out: Path, data_dir: Path, resume: bool, tracking_uri: str | None = None
+) -> str | None:
     """Checks all that can be checked before a process starts, then claims the run's folder.
+
+    Returns:
+        What is loaded of the weights that the run starts from, in a line; None: none, or it goes
+        on from a checkpoint.
 
     Raises:
         MMTrainError: of the kind that says what is wrong; nothing was written.
@@ -172,11 +182,23 @@ def prepare_run(recipe: Recipe, *, out: Path, data_dir: Path, resume: bool) -> N
         )
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     check_disk(out, needed_bytes=checkpoint_bytes(num_parameters, keep=recipe.keep_checkpoints))
-    _claim(recipe, out=out, resume=resume)
-
-
-def _claim(recipe: Recipe, *, out: Path, resume: bool) -> None:
     saved = checkpoint.latest(out / CHECKPOINTS)
+    if saved and resume:
+        frozen_owners(model, recipe.frozen)
+        start = None
+    else:
+        start = plan_recipe_start(
+            recipe,
+            model,
+            vocabulary=corpora.vocabulary,
+            tracking_uri=tracking_uri,
+            only_shapes=True,
+        )
+    _claim(recipe, out=out, saved=saved, resume=resume)
+    return tell_start(recipe, start) if start else None
+
+
+def _claim(recipe: Recipe, *, out: Path, saved: CheckpointRef | None, resume: bool) -> None:
     if saved and not resume:
         raise RecipeError(
             f"{out} holds a run at step {saved.step}; go on with --resume, or give another --out"
@@ -192,7 +214,7 @@ def _claim(recipe: Recipe, *, out: Path, resume: bool) -> None:
 
 def _check_same_model(recipe: Recipe, saved_json: str, *, uri: str) -> None:
     saved = Recipe.model_validate_json(saved_json)
-    for field in ("model", "tasks", "seed"):
+    for field in ("model", "tasks", "seed", "frozen"):
         mine, its = getattr(recipe, field), getattr(saved, field)
         if field == "tasks":
             mine, its = list(mine), list(its)
@@ -212,6 +234,8 @@ def start_tracking(
     tracker.log_text(recipe.model_dump_json(indent=1), name=RECIPE)
     tracker.log_tags({"recipe": recipe.name, "recipe_digest": recipe.digest()})
     tracker.log_tags({"code_version": code_version()})
+    if recipe.init_from:
+        tracker.log_tags({"init_from": recipe.init_from})
     for task, manifest in open_corpora(recipe, data_dir).train.items():
         source = str(manifest.folder)
         tracker.log_dataset(task, digest=manifest.digest, source=source, context="train")
@@ -239,6 +263,7 @@ def export_run(
         seconds=spent.seconds,
         task_steps=dict(spent.task_steps),
         task_seconds=dict(spent.task_seconds),
+        init_from=recipe.init_from,
     )
     return save_bundle(
         job.out / BUNDLE,

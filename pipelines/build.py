@@ -7,7 +7,6 @@ and a corpus may be of any size. A split appears whole, by renaming its folder, 
 
 import fcntl
 import importlib
-import itertools
 import json
 import logging
 import pickle
@@ -20,13 +19,11 @@ from pathlib import Path
 
 import ray
 import ray.data
-from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines import modalities, readers
-from pipelines.errors import BadExampleError, BuildError, CorpusError
-from pipelines.fingerprint import digest_of, sides_state, source_state, split_fingerprint
-from pipelines.modalities import Feature
-from pipelines.readers import Piece
+from pipelines.errors import BuildError, CorpusError
+from pipelines.fingerprint import split_fingerprint
+from pipelines.joint_vocabulary import joint_vocabulary, text_sides
+from pipelines.layout import BuildConfig, split_pieces, split_root
 from pipelines.shards import (
     COMPLETED,
     MANIFEST,
@@ -37,43 +34,13 @@ from pipelines.shards import (
     shard_folder,
     vocabulary_path,
 )
-from pipelines.task import Source, Split, Task
+from pipelines.task import Split, Task
 from pipelines.vocabulary import Vocabulary
 from pipelines.writer import Counts, Unit, UnitReport, disk_failure, write_unit
 
 logger = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
-
-
-class ShardLayout(BaseModel):
-    """How a split is cut into shards and row groups."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    row_group_rows: int = Field(default=128, ge=1, le=512, description="Rows read together.")
-    rows_per_shard: int = Field(
-        default=4096, ge=1, description="Raw rows of a shard where each is a line."
-    )
-    files_per_shard: int = Field(
-        default=512, ge=1, description="Raw rows of a shard where each is a file to decode."
-    )
-
-
-class BuildConfig(BaseModel):
-    """How raw corpora become shards."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    seed: int = Field(default=0, ge=0, description="Of the corpora that are made here.")
-    vocabulary_size: int = Field(default=1500, ge=1, description="Token ids in all, at most.")
-    texts_per_task: int = Field(
-        default=100_000, ge=1, description="Training rows of a task that the vocabulary sees."
-    )
-    max_bad_share: float = Field(
-        default=0.01, ge=0, le=1, description="Share of bad records over which a build fails."
-    )
-    layout: ShardLayout = ShardLayout()
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,77 +150,12 @@ def start_ray() -> None:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
 
 
-def split_root(source: Source, *, split: str, data_dir: Path) -> str:
-    """A split's folder as fsspec opens it."""
-    base = source.uri if "://" in source.uri else str(data_dir / source.uri)
-    return f"{base}/{split}"
-
-
-def split_pieces(task: Task, *, root: str, layout: ShardLayout) -> list[Piece]:
-    """The pieces of a split's source, a shard each."""
-    has_files = not readers.format_of(task.source).by_line or "files" in task.source.options
-    rows = layout.files_per_shard if has_files else layout.rows_per_shard
-    return readers.pieces(task.source, root=root, rows_a_piece=rows)
-
-
-def joint_vocabulary(tasks: Sequence[Task], *, data_dir: Path, config: BuildConfig) -> Vocabulary:
-    """The vocabulary of all text of the tasks' training splits.
-
-    The one that is there stays for any choice of the tasks that it was trained on; it is trained
-    again when a text, the code that normalises it, or a command is not among what it saw.
-    """
-    path, record_path = vocabulary_path(data_dir), data_dir / "vocabulary.sources.json"
-    record = {
-        f"task {task.name}": digest_of(
-            source_state(task, root=split_root(task.source, split="train", data_dir=data_dir)),
-            sides_state(task),
-            task.command,
-        )
-        for task in tasks
-        if text_sides(task)
-    } | {"size": str(config.vocabulary_size), "texts": str(config.texts_per_task)}
-    known = json.loads(record_path.read_text()) if record_path.is_file() else {}
-    if path.is_file() and record.items() <= known.items():
-        return Vocabulary.load(path)
-    vocabulary = Vocabulary.train(
-        (text for task in tasks for text in training_texts(task, data_dir=data_dir, config=config)),
-        size=config.vocabulary_size,
-        commands=sorted({task.command for task in tasks if task.command}),
-    )
-    record_path.unlink(missing_ok=True)  # last written, so that it never speaks of another
-    vocabulary.save(path)
-    record_path.write_text(json.dumps(record, indent=1))
-    logger.info("vocabulary of %d tokens in %s", vocabulary.size, path)
-    return vocabulary
-
-
-def training_texts(task: Task, *, data_dir: Path, config: BuildConfig) -> Iterator[str]:
-    """Texts of a task's training split in normal form; bad rows are left for `build` to report."""
-    sides = text_sides(task)
-    root = split_root(task.source, split="train", data_dir=data_dir)
-    pieces = split_pieces(task, root=root, layout=config.layout) if sides else []
-    all_rows = (row for piece in pieces for row in readers.rows(piece))
-    for row in itertools.islice(all_rows, config.texts_per_task):
-        for name, feature, text_of in sides:
-            try:
-                yield text_of(getattr(row, name), feature=feature)
-            except BadExampleError:
-                continue
-
-
-def text_sides(task: Task) -> list[tuple[str, Feature, Callable[..., str]]]:
-    """The sides of a task that are text: their modality says so by a function `text_of`."""
-    sides = (("input", task.inputs), ("target", task.targets))
-    found = [(name, f, getattr(modalities.load(f.modality), "text_of", None)) for name, f in sides]
-    return [(name, feature, text_of) for name, feature, text_of in found if text_of]
-
-
 def plan_split(
-    task: Task, split: Split, *, data_dir: Path, vocabulary: Vocabulary, config: BuildConfig
+    task: Task, split: Split, *, data_dir: Path, vocabulary: Vocabulary | None, config: BuildConfig
 ) -> SplitJob:
     """What building a split comes to; nothing is built."""
     root = split_root(task.source, split=split, data_dir=data_dir)
-    digest = vocabulary.digest if text_sides(task) else None
+    digest = vocabulary.digest if vocabulary is not None and text_sides(task) else None
     return SplitJob(
         task=task,
         split=split,
@@ -306,6 +208,7 @@ def split_units(job: SplitJob, *, data_dir: Path, config: BuildConfig) -> list[U
     """The units of a split, over an empty folder."""
     shutil.rmtree(job.part, ignore_errors=True)
     pieces = split_pieces(job.task, root=job.root, layout=config.layout)
+    digest = job.vocabulary_digest
     return [
         Unit(
             task=job.task,
@@ -313,7 +216,7 @@ def split_units(job: SplitJob, *, data_dir: Path, config: BuildConfig) -> list[U
             number=number,
             piece=piece,
             folder=job.part,
-            vocabulary=vocabulary_path(data_dir),
+            vocabulary=vocabulary_path(data_dir, digest=digest) if digest else None,
             row_group_rows=config.layout.row_group_rows,
         )
         for number, piece in enumerate(pieces)

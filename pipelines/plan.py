@@ -235,7 +235,7 @@ class Plan:
     _orders: dict[str, TaskOrder] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        check_one_vocabulary(self.manifests)
+        one_vocabulary(self.manifests)
         orders = {
             task: TaskOrder(manifest, seed=self.seed, shuffle_window=self.shuffle_window)
             for task, manifest in self.manifests.items()
@@ -264,6 +264,10 @@ class Plan:
             seed=self.seed,
             own_steps={name: opened.task.num_steps for name, opened in self.manifests.items()},
         )
+
+    def rates(self) -> dict[str, float]:
+        """Rate of each task where the schedule is not changed on the way."""
+        return dict(self._schedule.rates)
 
     def cursors(self, step: int) -> dict[str, int]:
         """Global batches of each task taken before a step: with the step, the state of a run."""
@@ -351,8 +355,8 @@ def check_divides(task: str, sizes: Sequence[int], *, world_size: int, accumulat
             )
 
 
-def check_one_vocabulary(manifests: Mapping[str, Manifest]) -> None:
-    """Token ids of all tasks mean the same.
+def one_vocabulary(manifests: Mapping[str, Manifest]) -> str | None:
+    """Digest of the vocabulary that all tasks with text were built with; None: none has text.
 
     Raises:
         PlanError: tasks were built with different vocabularies.
@@ -366,3 +370,4 @@ def check_one_vocabulary(manifests: Mapping[str, Manifest]) -> None:
             f"tasks {sorted(tasks.values())} were built with different vocabularies "
             f"{sorted(tasks)}; build all tasks of the run in one `python -m pipelines build`"
         )
+    return next(iter(tasks), None)

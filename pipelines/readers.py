@@ -19,7 +19,7 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import fsspec
 
@@ -30,19 +30,23 @@ from pipelines.task import Source
 TREE_TOKEN = re.compile(rb"\(\s*[^\s()]*|\)|[^\s()]+")
 
 
+# Text, a file's bytes, or whatever a JSON column holds
+RawValue = bytes | str | int | float | list[Any] | dict[str, Any] | None
+
+
 @dataclass(frozen=True, slots=True)
 class RawRow:
     """A raw example.
 
     Args:
-        input: text, or a file's bytes.
+        input: as its modality's `encode` takes it.
         target: the same.
         origin: "file:line", or the file.
         problem: why it cannot be read; None: it can.
     """
 
-    input: bytes | str
-    target: bytes | str
+    input: RawValue
+    target: RawValue
     origin: str
     problem: str | None = None
 
@@ -182,7 +186,7 @@ def _lines(piece: Piece) -> Iterator[tuple[str, bytes]]:
                 yield f"{file}:{number}", line
 
 
-def _image_folder(piece: Piece) -> Iterator[RawRow]:
+def _class_folders(piece: Piece) -> Iterator[RawRow]:
     system, root = fsspec.url_to_fs(piece.root)
     for file in piece.files:
         folders = file.split("/")[:-1]
@@ -272,7 +276,10 @@ def _text(value: bytes) -> bytes | str:
 
 
 FORMATS = {
-    "image_folder": Format((".png", ".jpg", ".jpeg"), _image_folder, by_line=False),
+    "image_folder": Format((".png", ".jpg", ".jpeg"), _class_folders, by_line=False),
+    "video_folder": Format(
+        (".mp4", ".avi", ".gif", ".mkv", ".mov", ".webm"), _class_folders, by_line=False
+    ),
     "jsonl": Format((".jsonl",), _jsonl, by_line=True),
     "brackets": Format((".mrg",), _brackets, by_line=True),
     "tsv": Format((".tsv",), _tsv, by_line=True),

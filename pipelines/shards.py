@@ -105,9 +105,9 @@ def shard_folder(data_dir: Path, *, task: str, split: str) -> Path:
     return data_dir / "shards" / task / split
 
 
-def vocabulary_path(data_dir: Path) -> Path:
-    """Where the joint vocabulary of all built tasks lies."""
-    return data_dir / "vocabulary.json"
+def vocabulary_path(data_dir: Path, *, digest: str) -> Path:
+    """Where a joint vocabulary lies; runs that share no text tasks may each have their own."""
+    return data_dir / "vocabularies" / f"{digest}.json"
 
 
 def contents_digest(shards: Sequence[Shard]) -> str:

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from pipelines import modalities, readers
 from pipelines.errors import BadExampleError, BuildError
 from pipelines.modalities import Feature
-from pipelines.readers import Piece, RawRow
+from pipelines.readers import Piece, RawRow, RawValue
 from pipelines.shards import SCHEMA, Example, Shard, file_digest, footer_digest
 from pipelines.task import Split, Task
 from pipelines.vocabulary import Vocabulary
@@ -35,7 +35,7 @@ class Unit:
     number: int
     piece: Piece
     folder: Path
-    vocabulary: Path
+    vocabulary: Path | None
     row_group_rows: int
 
 
@@ -89,7 +89,7 @@ def write_unit(unit: Unit) -> UnitReport:
 
 
 def _write(unit: Unit) -> UnitReport:
-    vocabulary, bad = load_vocabulary(unit.vocabulary), []
+    vocabulary, bad = load_vocabulary(unit.vocabulary) if unit.vocabulary else None, []
     shard = ShardWriter(
         unit.folder / f"shard-{unit.number:05d}.parquet",
         bounds=unit.task.bucket_bounds,
@@ -106,7 +106,7 @@ def _write(unit: Unit) -> UnitReport:
     return UnitReport(unit, shard.close(), shard.counts, tuple(bad))
 
 
-def encode(row: RawRow, *, task: Task, vocabulary: Vocabulary) -> Example:
+def encode(row: RawRow, *, task: Task, vocabulary: Vocabulary | None) -> Example:
     """A raw row as arrays.
 
     Raises:
@@ -120,7 +120,7 @@ def encode(row: RawRow, *, task: Task, vocabulary: Vocabulary) -> Example:
     )
 
 
-def _encode(value: bytes | str, feature: Feature, vocabulary: Vocabulary) -> np.ndarray:
+def _encode(value: RawValue, feature: Feature, vocabulary: Vocabulary | None) -> np.ndarray:
     return modality(feature.modality).encode(value, feature=feature, vocabulary=vocabulary)
 
 

@@ -7,7 +7,7 @@ from mmtrain.models import multimodel
 from mmtrain.models.model import ModelConfig
 from mmtrain.optim import OptimizerConfig
 from mmtrain.recipe import Recipe
-from pipelines.build import BuildConfig
+from pipelines.layout import BuildConfig
 from pipelines.schedule import ScheduleConfig
 from pipelines.tasks.multimodel import TASKS
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from pipelines.build import BuildConfig, ShardLayout, finish_split, plan_split, split_units
+from pipelines.build import finish_split, plan_split, split_units
+from pipelines.layout import BuildConfig, ShardLayout
 from pipelines.modalities.text import TextFeature
 from pipelines.shards import Manifest, open_manifest, vocabulary_path
 from pipelines.task import Source, Task
@@ -55,7 +56,7 @@ def build_toy(
     """The built train split of a toy task."""
     write_raw(data_dir, name=name, lengths=lengths)
     vocabulary = Vocabulary.train(["0 1 2"], size=300, commands=["to_copy"])
-    vocabulary.save(vocabulary_path(data_dir))
+    vocabulary.save(vocabulary_path(data_dir, digest=vocabulary.digest))
     config, task = toy_config(**(layout or {})), toy_task(name, **fields)
     job = plan_split(task, "train", data_dir=data_dir, vocabulary=vocabulary, config=config)
     units = split_units(job, data_dir=data_dir, config=config)
