@@ -117,7 +117,7 @@ def is_vit(path: Path) -> bool:
     if path.is_file():
         return path.suffix == ".safetensors" or path.suffix in _PICKLED
     names = [CONFIG, WEIGHTS, INDEX]
-    is_pickled = any(path.glob(f"*{suffix}") for suffix in _PICKLED)
+    is_pickled = any(file.suffix in _PICKLED for file in path.glob("*"))
     return path.is_dir() and (any((path / name).is_file() for name in names) or is_pickled)
 
 

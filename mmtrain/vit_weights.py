@@ -82,11 +82,15 @@ def differences(model: MultiTaskModel, vits: Mapping[str, Vit]) -> list[str]:
         "layer_norm_eps": (vit.layer_norm_eps, body.layer_norm_eps),
         "gelu": (vit.gelu, body.gelu),
     }
-    return [
+    notes = [
         f"model.body.{name} is {mine!r}, the weights were trained with {its!r}"
         for name, (its, mine) in pairs.items()
         if its is not None and its != mine
     ]
+    if vit.num_heads is None and body.model_dim != 64 * body.num_heads:
+        usual = f"usual are heads of 64, which makes {body.model_dim / 64:g}"
+        notes.append(f"the weights name no number of heads; {body.num_heads} are used, {usual}")
+    return notes
 
 
 def _blocks(model: MultiTaskModel, net: str) -> list[str]:
