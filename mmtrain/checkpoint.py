@@ -62,12 +62,14 @@ class Progress:
         cursors: global batches taken of each task.
         recipe: the run's recipe as JSON.
         run_id: MLflow run that a resumed run goes on in.
+        mixing: what an adaptive schedule knows, a `Mixing` as JSON; else empty.
     """
 
     step: int
     cursors: Mapping[str, int] = field(default_factory=dict)
     recipe: str = ""
     run_id: str = ""
+    mixing: Mapping[str, Any] = field(default_factory=dict)
 
 
 # ---- saving

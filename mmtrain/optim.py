@@ -1,13 +1,12 @@
-"""Optimization: learning rates, parameter groups by owner, and an AdamW that leaves idle owners be.
+"""Optimizers: parameter groups by owner, AdamW and SGD that leave idle owners be.
 
-A step trains one task, or a few; the parameters of the others must not move. Adam moves what has a
-zero gradient (by its momentum), so a group that took no part is not stepped at all: its weights and
-moments stay bit for bit what they were. Learning rates are pure functions of (step, task).
+A step trains one task, or a few; the parameters of the others must not move. Momentum moves what
+has a zero gradient, so a group that took no part is not stepped at all: its weights and moments
+stay bit for bit what they were. Learning rates are in `rates.py`.
 """
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, overload
+from typing import Any, ClassVar, Literal, overload
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -15,18 +14,21 @@ from torch import Tensor, nn
 
 
 class OptimizerConfig(BaseModel):
-    """AdamW and its learning rate. The defaults train the quickstart's model."""
+    """The optimizer and its learning rate. The defaults train the quickstart's model."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    name: Literal["adamw", "sgd"] = Field(default="adamw", description="A class of optim.py.")
     learning_rate: float = Field(
-        default=2e-3, gt=0, description="Largest learning rate of the run."
+        default=2e-3, gt=0, description="Largest learning rate of tasks that name none."
     )
-    schedule: Literal["constant", "linear", "cosine", "exponential"] = Field(
+    schedule: Literal["constant", "linear", "cosine", "exponential", "warm_cosine"] = Field(
         default="linear",
-        description="How the rate falls after the warm-up; each is a function below.",
+        description="How the rate falls after the warm-up; each is a function of rates.py.",
     )
-    warmup_steps: int = Field(default=100, ge=0, description="Steps in which the rate rises.")
+    warmup_steps: int = Field(
+        default=100, ge=0, description="Steps in which the rate rises, where no task names its own."
+    )
     decay_start: float = Field(
         default=0.6, ge=0, le=1, description="Share of the run's steps after which the rate falls."
     )
@@ -36,11 +38,17 @@ class OptimizerConfig(BaseModel):
         le=1,
         description="Of 'exponential': the rate's factor at each step.",
     )
-    task_scale: dict[str, float] = Field(
-        default={},
-        description="Multiplies the rate at a task's steps; 1 for a task that is not named.",
+    accumulated_rate: Literal["weighted", "single"] = Field(
+        default="weighted",
+        description="Of a step of several tasks: each task's gradient times its own learning rate, "
+        "or all times learning_rate.",
     )
     betas: tuple[float, float] = Field(default=(0.9, 0.98), description="Decay of the two moments.")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="Of 'sgd'.")
+    apply_stale_momentum: bool = Field(
+        default=False,
+        description="Step owners that took no part too, with zero gradients, as JAX code does.",
+    )
     eps: float = Field(default=1e-8, gt=0, description="Added to the root of the second moment.")
     weight_decay: float = Field(
         default=0.0,
@@ -55,85 +63,6 @@ class OptimizerConfig(BaseModel):
     clip_norm: float = Field(
         default=2.0, ge=0, description="Largest global gradient norm; 0: no clipping."
     )
-
-
-def learning_rate(
-    config: OptimizerConfig, *, step: int, num_steps: int, task: str | None = None
-) -> float:
-    """The learning rate of a step (from 0) of a run of `num_steps`, for a task.
-
-    Args:
-        config: which schedule, and its numbers.
-        step: the optimizer step about to be taken.
-        num_steps: steps of the whole run.
-        task: scales the rate by `config.task_scale`.
-    """
-    rate = config.learning_rate * config.task_scale.get(task or "", 1.0)
-    if config.schedule == "exponential":
-        return rate * exponential_factor(config, step=step, num_steps=num_steps)
-    if step < config.warmup_steps:
-        return rate * (step + 1) / config.warmup_steps
-    fall = {"constant": constant_factor, "linear": linear_factor, "cosine": cosine_factor}
-    return rate * fall[config.schedule](_decayed_share(config, step=step, num_steps=num_steps))
-
-
-def constant_factor(share: float) -> float:
-    """1, whatever share of the decay has passed."""
-    return 1.0
-
-
-def linear_factor(share: float) -> float:
-    """From 1 down to 0 in a straight line."""
-    return 1.0 - share
-
-
-def cosine_factor(share: float) -> float:
-    """(1 + cos(pi s)) / 2        Loshchilov and Hutter, arXiv:1608.03983, Eq. 5"""
-    return (1.0 + math.cos(math.pi * share)) / 2
-
-
-def exponential_factor(config: OptimizerConfig, *, step: int, num_steps: int) -> float:
-    """Exponential warm-up, then constant, then a slow exponential fall, as tensor2tensor's.
-
-    0.01^((W - step) / W) for step < W; then 1; then c^(step - s0) from step s0 on
-    """
-    if step < config.warmup_steps:
-        return 0.01 ** ((config.warmup_steps - step) / config.warmup_steps)
-    start = max(config.warmup_steps, round(config.decay_start * num_steps))
-    return config.decay_factor ** max(0, step - start)
-
-
-def _decayed_share(config: OptimizerConfig, *, step: int, num_steps: int) -> float:
-    """How much of the decay has passed at a step: 0 at its start, 1 at the end of the run."""
-    start = max(config.warmup_steps, round(config.decay_start * num_steps))
-    if step <= start:
-        return 0.0
-    return min(1.0, (step - start) / max(1, num_steps - start))
-
-
-def owner_rates(
-    config: OptimizerConfig,
-    *,
-    step: int,
-    num_steps: int,
-    owners: Mapping[str, Iterable[str]],
-) -> dict[str, float]:
-    """Learning rate of each owner that takes part in a step, for `Engine.step`.
-
-    An owner that several of the step's tasks train gets the mean of their rates.
-
-    Args:
-        config: the schedule.
-        step: the optimizer step about to be taken.
-        num_steps: steps of the whole run.
-        owners: for each task of the step, the owners that it trains: `model.owners(task)`.
-    """
-    rates: dict[str, list[float]] = {}
-    for task in sorted(owners):
-        rate = learning_rate(config, step=step, num_steps=num_steps, task=task)
-        for owner in owners[task]:
-            rates.setdefault(owner, []).append(rate)
-    return {owner: sum(rates[owner]) / len(rates[owner]) for owner in sorted(rates)}
 
 
 def parameter_groups(
@@ -157,30 +86,37 @@ def parameter_groups(
     ]
 
 
-class OwnerAdamW(torch.optim.AdamW):
-    """AdamW over owners' groups that steps those that take part and no others.
+class OwnerOptimizer(torch.optim.Optimizer):
+    """What makes an optimizer of torch one of owners; to be named before that optimizer as a base.
 
     Inside DeepSpeed's ZeRO the groups hold flat partitions, and `step` is called once for each
     group or part of one; the marks that `take_part` leaves on the groups hold for all of them.
     """
 
-    def __init__(self, groups: Sequence[dict[str, Any]], *, config: OptimizerConfig) -> None:
-        super().__init__(
-            groups,
-            lr=config.learning_rate,
-            betas=config.betas,
-            eps=config.eps,
-            weight_decay=0.0,  # the groups say which of them decay
-            fused=True,
-        )
+    moments: ClassVar[tuple[str, ...]]  # names of the states beside "step"
+    steps_idle: bool
+
+    def mark_idle(self, *, config: OptimizerConfig) -> None:
+        """Before the first `take_part` nobody does."""
+        self.steps_idle = config.apply_stale_momentum
         for group in self.param_groups:
             group["active"] = False
 
-    def take_part(self, learning_rates: Mapping[str, float]) -> None:
-        """Marks the groups of the owners named as taking part in the next step, at these rates."""
+    def take_part(
+        self, learning_rates: Mapping[str, float], betas: tuple[float, float] | None = None
+    ) -> None:
+        """Marks the groups of the owners named as taking part in the next step, at these rates.
+
+        With `apply_stale_momentum` the others do too, at the mean of the rates.
+        """
+        idle_rate = sum(learning_rates.values()) / max(1, len(learning_rates))
         for group in self.param_groups:
-            group["active"] = group["owner"] in learning_rates
-            group["lr"] = learning_rates.get(group["owner"], group["lr"])
+            named = group["owner"] in learning_rates
+            group["active"] = named or self.steps_idle
+            if group["active"]:
+                group["lr"] = learning_rates.get(group["owner"], idle_rate)
+            if "betas" in group:
+                group["betas"] = betas or self.defaults["betas"]
 
     def active_rates(self) -> dict[str, float]:
         """Learning rates of the owners that take part."""
@@ -205,5 +141,59 @@ class OwnerAdamW(torch.optim.AdamW):
         for tensor in tensors:
             if not self.state[tensor]:
                 self.state[tensor]["step"] = torch.zeros((), device=tensor.device)
-                self.state[tensor]["exp_avg"] = torch.zeros_like(tensor)
-                self.state[tensor]["exp_avg_sq"] = torch.zeros_like(tensor)
+                for name in self.moments:
+                    self.state[tensor][name] = torch.zeros_like(tensor)
+
+
+class OwnerAdamW(OwnerOptimizer, torch.optim.AdamW):
+    """AdamW over owners' groups that steps those that take part and no others."""
+
+    moments = ("exp_avg", "exp_avg_sq")
+
+    def __init__(self, groups: Sequence[dict[str, Any]], *, config: OptimizerConfig) -> None:
+        super().__init__(
+            groups,
+            lr=config.learning_rate,
+            betas=config.betas,
+            eps=config.eps,
+            weight_decay=0.0,  # the groups say which of them decay
+            fused=True,
+        )
+        self.mark_idle(config=config)
+
+
+class OwnerSGD(OwnerOptimizer, torch.optim.SGD):
+    """SGD with momentum over owners' groups that steps those that take part and no others.
+
+    m <- mu m + g;  w <- w - lr m          the rate multiplies what is left of older steps too
+
+    Decay adds weight_decay * w to g. Polyak's heavy ball as in PolyViT's code (arXiv:2111.12993).
+    """
+
+    moments = ("momentum_buffer",)
+
+    def __init__(self, groups: Sequence[dict[str, Any]], *, config: OptimizerConfig) -> None:
+        super().__init__(
+            groups,
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=0.0,  # the groups say which of them decay
+            fused=True,
+        )
+        self.mark_idle(config=config)
+
+    def _init_group(  # type: ignore[override]  # torch's own, by place
+        self, group: dict[str, Any], *lists: list[Tensor]
+    ) -> bool:
+        """Counts the steps of what is about to be stepped; torch's own does not."""
+        self.create_states(tensor for tensor in group["params"] if tensor.grad is not None)
+        for tensor in group["params"]:
+            if tensor.grad is not None:
+                self.state[tensor]["step"] += 1
+        return super()._init_group(group, *lists)  # type: ignore[misc]  # torch's, untyped
+
+
+OPTIMIZERS: Mapping[str, type[OwnerAdamW] | type[OwnerSGD]] = {
+    "adamw": OwnerAdamW,
+    "sgd": OwnerSGD,
+}

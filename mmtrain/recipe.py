@@ -65,8 +65,8 @@ class Recipe(BaseModel):
     )
     balancing: Literal["none", "uncertainty", "pcgrad"] = Field(
         default="none",
-        description="Of losses, beside loss_weight: learned variances, or gradients of the tasks of "
-        "one step without their conflicts; see mmtrain/balancing.py, mmtrain/gradients.py.",
+        description="Of losses, beside loss_weight: learned variances, or gradients of the tasks "
+        "of a step without their conflicts; see mmtrain/balancing.py, mmtrain/gradients.py.",
     )
     num_steps: int = Field(ge=1, description="Optimizer steps of the run.")
     num_workers: int = Field(default=1, ge=1, description="Training processes, each a rank.")

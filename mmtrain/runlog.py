@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmtrain.engines import StepStats
+from mmtrain.gradient_monitor import Cosines
 from mmtrain.progress import RunProgress, TaskProgress
 from mmtrain.recipe import Recipe
 from mmtrain.runs import Job, Spent
@@ -19,6 +20,7 @@ from mmtrain.tracking import Tracker
 from mmtrain.validation import ValidationPoint
 
 SERIES, ROUTING, EXAMPLES = "series.jsonl", "routing.json", "examples.jsonl"
+GRADIENTS = "gradients.jsonl"
 
 
 class RunLog:
@@ -41,8 +43,8 @@ class RunLog:
     ) -> None:
         self._recipe, self._post, self._first_step = recipe, post, first_step
         self._path, self._routing_path = job.out / SERIES, job.out / ROUTING
-        kept = [line for line in read_series(self._path) if line["step"] <= first_step]
-        self._path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        kept = _keep_until(self._path, first_step)
+        _keep_until(job.out / GRADIENTS, first_step)
         self._before_s = kept[-1]["elapsed_s"] if kept else 0.0
         self._task_seconds: dict[str, float] = dict(kept[-1]["task_seconds"]) if kept else {}
         self._task_steps: dict[str, int] = dict(kept[-1]["task_steps"]) if kept else {}
@@ -74,6 +76,22 @@ class RunLog:
         routing = {"tasks": list(self._recipe.tasks), "layers": point.routing}
         self._routing_path.write_text(json.dumps(routing), encoding="utf-8")
         self._post(self._progress(step, point, elapsed_s=time.monotonic() - self._began))
+
+    def gradients(self, step: int, cosines: Cosines | None) -> None:
+        """How the tasks' gradients agreed when last sampled; None: nothing new."""
+        if cosines is None:
+            return
+        tasks = list(self._recipe.tasks)
+        line = {"step": step, "tasks": tasks, "cosines": cosines}
+        with self._path.with_name(GRADIENTS).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        values = {
+            f"gradient_cosine/{tasks[i]}/{tasks[j]}": value
+            for i, row in enumerate(cosines)
+            for j, value in enumerate(row[:i])
+            if value is not None
+        }
+        self._tracker.log_metrics(values, step=step)
 
     def examples(self, step: int, example_ids: Sequence[int]) -> None:
         """Debug: the examples that a step trains on, over all ranks, a line a step."""
@@ -121,6 +139,13 @@ class RunLog:
                 for task, means in point.tasks.items()
             },
         )
+
+
+def _keep_until(path: Path, step: int) -> list[dict[str, Any]]:
+    """Leaves of a log the lines up to a step; those after it are written again."""
+    kept = [line for line in read_series(path) if line["step"] <= step]
+    path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    return kept
 
 
 def read_series(path: Path) -> list[dict[str, Any]]:

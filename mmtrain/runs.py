@@ -16,16 +16,22 @@ import torch
 from torch import Tensor
 
 from mmtrain import checkpoint, losses
+from mmtrain.balancing import without_log_variances
 from mmtrain.checkpoint import CheckpointRef, Progress
 from mmtrain.engines import check_combination
 from mmtrain.export import Lineage, bundle_task, code_version, save_bundle
+from mmtrain.gradients import check_balancing
 from mmtrain.initialize import frozen_owners, plan_recipe_start, tell_start
 from mmtrain.layers.moe import MoE
+from mmtrain.mixup import check_mixup
 from mmtrain.models.model import TaskSpec, build_model, net_of
+from mmtrain.optim import OptimizerConfig
 from mmtrain.preflight import check_disk, checkpoint_bytes
 from mmtrain.ranks import Ranks
+from mmtrain.rates import on_one_clock
 from mmtrain.recipe import Recipe, RecipeError
 from mmtrain.tracking import Tracker, TrackingConfig
+from pipelines.adaptive import Mixing
 from pipelines.augment import check_augmentations
 from pipelines.errors import MMTrainError
 from pipelines.plan import Plan, one_vocabulary
@@ -126,9 +132,13 @@ def build_plan(
     recipe: Recipe, manifests: dict[str, Manifest], *, ranks: Ranks, start: Progress
 ) -> Plan:
     """The plan of a rank; the sequence of examples over all ranks is the same for any number."""
+    schedule = recipe.schedule
+    if start.mixing:
+        decided = Mixing.model_validate(start.mixing).decisions
+        schedule = schedule.model_copy(update={"rates_at": decided})
     return Plan(
         manifests,
-        recipe.schedule,
+        schedule,
         num_steps=recipe.num_steps,
         seed=recipe.seed,
         rank=ranks.rank,
@@ -139,6 +149,13 @@ def build_plan(
         start_cursors=start.cursors or None,
         examples="augmented",
     )
+
+
+def run_optimizer(recipe: Recipe) -> OptimizerConfig:
+    """The optimizer's config with the warm-up of the whole run."""
+    tasks = recipe.tasks.values()
+    together = len(tasks) if recipe.schedule.name == "accumulating" else 1
+    return on_one_clock(recipe.optimizer, tasks, tasks_per_step=together)
 
 
 def validation_plan(recipe: Recipe, manifests: dict[str, Manifest], *, ranks: Ranks) -> Plan:
@@ -167,6 +184,8 @@ def prepare_run(
     for name, task in recipe.tasks.items():
         losses.check_loss(task.loss or task.targets.loss, task.targets, task=name)
         check_augmentations(task)
+        check_mixup(task)
+    check_balancing(recipe.balancing, engine=recipe.engine, schedule=recipe.schedule)
     corpora = open_corpora(recipe, data_dir)
     ranks = Ranks(rank=0, world_size=recipe.num_workers, device=torch.device("cpu"))
     build_plan(recipe, corpora.train, ranks=ranks, start=Progress(step=0))
@@ -269,7 +288,7 @@ def export_run(
         job.out / BUNDLE,
         model=recipe.model,
         tasks={spec.name: bundle_task(recipe.tasks[spec.name], spec=spec) for spec in specs},
-        state=weights,
+        state=without_log_variances(weights),
         vocabulary=corpora.vocabulary,
         lineage=lineage,
     )

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mmtrain.losses import LossSum
-from mmtrain.models.model import Outputs
+from mmtrain.objective import MicroLoss
 from mmtrain.ranks import sum_over_ranks
 
 _SUMS = ("loss", "targets", "auxiliary", "examples", "micro_batches")
@@ -58,8 +57,9 @@ class Series:
         self._routing: dict[str, Tensor] = {}
         self._since = time.monotonic()
 
-    def add(self, task: str, *, loss: LossSum, outputs: Outputs, examples: int) -> None:
+    def add(self, task: str, made: MicroLoss, *, examples: int) -> None:
         """Adds one micro-batch of this rank."""
+        loss, outputs = made.loss, made.outputs
         counted = torch.tensor([examples, 1], dtype=torch.float64).to(self._device)
         sums = [loss.total.detach(), loss.count, outputs.auxiliary_loss.detach()]
         measured = torch.stack([value.double() for value in sums])

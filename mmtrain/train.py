@@ -8,35 +8,31 @@ import logging
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import ray
 import ray.train
-import torch
 from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
-from torch import Tensor
 
-from mmtrain import checkpoint, losses
+from mmtrain import checkpoint
+from mmtrain.balancing import add_log_variances
 from mmtrain.checkpoint import Progress
-from mmtrain.engines import Engine, build_engine
+from mmtrain.engines import build_engine
+from mmtrain.feed import Feed
+from mmtrain.gradient_monitor import GradientMonitor
+from mmtrain.gradients import build_gradients
 from mmtrain.initialize import start_model, with_fixed_source
-from mmtrain.models.model import MultiTaskModel, build_model
-from mmtrain.optim import owner_rates
+from mmtrain.models.model import build_model
+from mmtrain.objective import count_targets, micro_loss
 from mmtrain.policies import NonFiniteLossError, is_due, is_healthy
 from mmtrain.preflight import check_resources
 from mmtrain.progress import ProgressDisplay, RunProgress, build_display
-from mmtrain.ranks import (
-    Ranks,
-    check_same_batches,
-    gather_ids,
-    seed_step,
-    sum_over_ranks,
-    to_tensors,
-)
+from mmtrain.ranks import Ranks, check_same_batches, gather_ids, seed_step
+from mmtrain.rates import step_rates
 from mmtrain.recipe import Recipe
 from mmtrain.runlog import RunLog
 from mmtrain.runs import (
@@ -46,11 +42,11 @@ from mmtrain.runs import (
     Job,
     RunFailedError,
     TrainedRun,
-    build_plan,
     export_run,
     open_corpora,
     prepare_run,
     raise_failure,
+    run_optimizer,
     start_tracking,
     task_specs,
     validation_plan,
@@ -59,11 +55,10 @@ from mmtrain.runs import (
 from mmtrain.series import Series
 from mmtrain.tracking import TrackingConfig
 from mmtrain.validation import validate
-from pipelines.batch import Batch
 from pipelines.build import build
 from pipelines.errors import MMTrainError
 from pipelines.shards import Manifest
-from pipelines.stream import read_batches, stream
+from pipelines.stream import read_batches
 
 logger = logging.getLogger(__name__)
 
@@ -88,52 +83,62 @@ def train_worker(job: Job, post: Post) -> None:
         model, recipe, corpora.vocabulary, registry=job.tracking.uri, resumes=saved is not None
     )
     owners = {task: model.owners(task) for task in recipe.tasks}
-    optimizer, device = recipe.optimizer, ranks.device
+    if recipe.balancing == "uncertainty":
+        add_log_variances(model)
+    monitor = GradientMonitor.of(recipe, model)
+    optimizer, device = run_optimizer(recipe), ranks.device
     engine = build_engine(recipe.engine, model=model, optimizer=optimizer, device=device)
+    gradients = build_gradients(recipe.balancing, engine=engine, seed=recipe.seed)
 
     # ---- restore
     start = checkpoint.restore(saved, engine=engine) if saved else Progress(step=0)
 
     # ---- data
-    plan = build_plan(recipe, corpora.train, ranks=ranks, start=start)
+    feed = Feed(recipe, corpora.train, ranks=ranks, start=start)
     held_out = validation_plan(recipe, corpora.validation, ranks=ranks)
-    last, steps = plan.num_steps, range(start.step, plan.num_steps)
-    batches = stream(plan, start_step=start.step, num_steps=len(steps), config=recipe.stream)
     series = Series(tuple(recipe.tasks), device=device)
     log = RunLog(job, recipe, post=post, first_step=start.step) if ranks.rank == 0 else None
 
     # ---- train
-    for step in steps:
+    last = recipe.num_steps
+    for step in range(start.step, last):
         seed_step(recipe.seed, step, ranks.rank)
-        micros = [next(batches) for _ in range(plan.micro_batches(step))]
+        micros = feed.micros(step)
         if recipe.check_ranks:
             check_same_batches(micros, ranks)
             seen = gather_ids(micros, ranks)
             if log:
                 log.examples(step, seen)
+        tasks = {micro.task: recipe.tasks[micro.task] for micro in micros}
+        rates = step_rates(optimizer, step=step, num_steps=last, tasks=tasks, owners=owners)
         num_targets = count_targets(micros, recipe, ranks)
         for micro in micros:
-            share = micro_loss(engine, micro, recipe, ranks, num_targets[micro.task], series)
-            engine.backward(share)
+            made = micro_loss(engine, micro, recipe, ranks, num_targets=num_targets, rates=rates)
+            series.add(micro.task, made, examples=len(micro.example_ids))
+            feed.learned(micro.task, made.loss.total)
+            with monitor.watching(micro.task, ordinal=feed.ordinal(micro.task, step)):
+                gradients.add(micro.task, made.share)
+        gradients.finish(step)
+        feed.end_step(num_targets)
+        monitor.end_step()
 
-        part = {micro.task: owners[micro.task] for micro in micros}
-        rates = owner_rates(optimizer, step=step, num_steps=last, owners=part)
-        stats = engine.step(learning_rates=rates)
+        stats = engine.step(learning_rates=rates.learning_rates, betas=rates.betas)
         if not is_healthy(stats.gradient_norm):
             ids = gather_ids(micros, ranks)
-            raise NonFiniteLossError(", ".join(part), step, ids, stats.gradient_norm)
+            raise NonFiniteLossError(", ".join(tasks), step, ids, stats.gradient_norm)
 
         done = step + 1
         if is_due(done, every=recipe.log_every, last=last):
             point = series.point()
             if log:
-                log.point(done, point, stats=stats, counts=plan.cursors(done))
+                log.point(done, point, stats=stats, counts=feed.plan.cursors(done))
+                log.gradients(done, monitor.point())
         if is_due(done, every=recipe.validate_every, last=last):
             measured = validate(engine, read_batches(held_out), device=device)
             if log:
                 log.validation(done, measured)
         if is_due(done, every=recipe.save_every, last=last):
-            progress = Progress(done, plan.cursors(done), job.recipe, job.run_id or "")
+            progress = feed.progress(done, recipe=job.recipe, run_id=job.run_id or "")
             folder, keep = job.out / CHECKPOINTS, recipe.keep_checkpoints
             checkpoint.save(folder, engine=engine, progress=progress, keep=keep)
 
@@ -141,47 +146,6 @@ def train_worker(job: Job, post: Post) -> None:
     weights = engine.model_state()
     if log:
         export_run(job, recipe, corpora, specs=specs, weights=weights, spent=log.close())
-
-
-def count_targets(micros: Sequence[Batch], recipe: Recipe, ranks: Ranks) -> dict[str, Tensor]:
-    """Targets of a step by task, over all ranks and micro-batches: one collective a step."""
-    counts = dict.fromkeys((micro.task for micro in micros), 0)
-    for micro in micros:
-        task = recipe.tasks[micro.task]
-        counts[micro.task] += losses.target_count(
-            task.loss or task.targets.loss,
-            micro.targets,
-            is_sequence=task.targets.num_outputs is None,
-        )
-    summed = sum_over_ranks(torch.tensor(list(counts.values()), device=ranks.device))
-    return dict(zip(counts, summed.clamp(min=1), strict=True))
-
-
-def micro_loss(
-    engine: Engine, micro: Batch, recipe: Recipe, ranks: Ranks, num_targets: Tensor, series: Series
-) -> Tensor:
-    """This rank's share of a step's loss from one micro-batch; shares sum to the step's loss.
-
-        L = sum over tasks of  weight * sum CE / targets + L_moe + L_decay
-
-    The last two are means over ranks and micro-batches; MultiModel, arXiv:1706.05137, and its code.
-    """
-    task, tensors = recipe.tasks[micro.task], to_tensors(micro, ranks.device)
-    outputs = engine.forward(task=micro.task, **tensors)
-    loss = losses.task_loss(
-        task.loss or task.targets.loss,
-        outputs.logits,
-        tensors["targets"],
-        label_smoothing=task.label_smoothing,
-        groups=task.targets.output_groups,
-    )
-    series.add(micro.task, loss=loss, outputs=outputs, examples=len(micro.example_ids))
-    beside = outputs.auxiliary_loss
-    if decay := recipe.optimizer.weight_decay_loss:
-        model = cast(MultiTaskModel, engine.model)
-        beside = beside + losses.weight_decay_loss(model.trained_by(micro.task), weight=decay)
-    beside = beside / (recipe.engine.accumulation * ranks.world_size)
-    return task.loss_weight * loss.total / num_targets + beside
 
 
 # ---- the driver

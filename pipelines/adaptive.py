@@ -1,4 +1,4 @@
-"""What `adaptive` decides: how the next steps are shared out, from what tasks have left to learn."""
+"""What `adaptive` decides: how the next steps are shared out, by what tasks have left to learn."""
 
 from collections.abc import Mapping
 
@@ -58,3 +58,48 @@ def adapted_counts(
     for task in by_remainder[: config.decide_every - sum(counts.values())]:
         counts[task] += 1
     return counts
+
+
+class Mixing(BaseModel):
+    """What an adaptive schedule knows: with it a resumed run decides as the straight one.
+
+    Floats go to JSON and back to the bit.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    decisions: dict[int, dict[str, int]] = Field(
+        default={}, description="Mini-batches of each task until the next, by the deciding step."
+    )
+    smoothed: dict[str, float] = Field(default={}, description="Loss of each task, smoothed.")
+    first: dict[str, float] = Field(default={}, description="Each task's first smoothed loss.")
+    totals: dict[str, float] = Field(default={}, description="Losses since the last decision.")
+    counts: dict[str, int] = Field(default={}, description="Steps that they are of.")
+
+    def with_losses(self, losses: Mapping[str, float]) -> "Mixing":
+        """After a step whose tasks had these mean losses, over all ranks."""
+        totals = {task: self.totals.get(task, 0.0) + loss for task, loss in losses.items()}
+        counts = {task: self.counts.get(task, 0) + 1 for task in losses}
+        return self.model_copy(
+            update={"totals": self.totals | totals, "counts": self.counts | counts}
+        )
+
+    def decided(self, step: int, *, rates: Mapping[str, float], config: AdaptiveConfig) -> "Mixing":
+        """With a decision at `step`; sums begin anew.
+
+            s_j <- b s_j + (1 - b) mean loss since the last decision
+
+        Args:
+            step: from which the decision holds.
+            rates: of the tasks, without losses.
+            config: b, and how losses make rates.
+        """
+        means = {task: self.totals[task] / self.counts[task] for task in self.totals}
+        kept = config.smoothing
+        smoothed = self.smoothed | {
+            task: kept * self.smoothed.get(task, mean) + (1 - kept) * mean
+            for task, mean in means.items()
+        }
+        first = smoothed | self.first
+        counts = adapted_counts(smoothed, first=first, rates=rates, config=config)
+        return Mixing(decisions=self.decisions | {step: counts}, smoothed=smoothed, first=first)

@@ -89,12 +89,14 @@ class Schedule:
     Args:
         recipe: arguments of `build_schedule`; all that is pickled.
         tasks: names.
+        rates: of the tasks, where they do not change on the way.
         order: (steps, tasks a step) int16, numbers of tasks.
         counts: (blocks + 1, tasks) int64, batches of each task before step `COUNT_EVERY * block`.
     """
 
     recipe: tuple[str, tuple[tuple[str, int | None], ...], int, int]
     tasks: tuple[str, ...]
+    rates: Mapping[str, float]
     order: np.ndarray
     counts: np.ndarray
 
@@ -178,7 +180,7 @@ def _build(
     for block in range(num_blocks):
         rows = order[block * COUNT_EVERY : (block + 1) * COUNT_EVERY]
         counts[block + 1] = counts[block] + np.bincount(rows.ravel(), minlength=len(tasks))
-    return Schedule((config_json, owned, num_steps, seed), tasks, order, counts)
+    return Schedule((config_json, owned, num_steps, seed), tasks, config.rates, order, counts)
 
 
 def run_steps(tasks: Iterable[Task], *, config: ScheduleConfig) -> int:

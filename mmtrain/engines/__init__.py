@@ -71,8 +71,9 @@ class ParameterState:
     """One full parameter and what its optimizer keeps, whatever the sharding: fp32, on the CPU.
 
     Experts come one at a time, by global id: name "body.encoder_moe.experts.w_in[3]".
-    `tensors` has "weight" and the optimizer's states ("exp_avg", "exp_avg_sq"); a frozen parameter
-    and a buffer have "weight" alone. `step` counts the optimizer steps that it took part in.
+    `tensors` has "weight" and the optimizer's states ("exp_avg" and "exp_avg_sq", or
+    "momentum_buffer"); a frozen parameter and a buffer have "weight" alone. `step` counts the
+    optimizer steps that it took part in.
     """
 
     name: str
@@ -99,10 +100,16 @@ class Engine(Protocol):
         """
         ...
 
-    def step(self, *, learning_rates: Mapping[str, float]) -> StepStats:
+    def step(
+        self,
+        *,
+        learning_rates: Mapping[str, float],
+        betas: tuple[float, float] | None = None,
+    ) -> StepStats:
         """One optimizer step over the owners named; the others took no part and keep still.
 
         All gradients since the last step count towards the norm and are dropped afterwards.
+        `betas` are Adam's at this step; None: those of its config.
         """
         ...
 

@@ -1,6 +1,6 @@
 """Clipping by the global norm of all gradients, and a step that is left out if it is not finite."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import isfinite
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mmtrain.optim import OptimizerConfig, OwnerAdamW
+from mmtrain.optim import OptimizerConfig, OwnerAdamW, OwnerOptimizer, OwnerSGD
 
 
 @torch.no_grad()
@@ -44,11 +44,11 @@ def norm_over_ranks(gradients: Iterable[Tensor]) -> Tensor:
     return square.sqrt()
 
 
-class ClippedAdamW(OwnerAdamW):
+class _Clipped(OwnerOptimizer):
     """For ZeRO 0, where DeepSpeed would not measure the norm: clips when it steps."""
 
     def __init__(self, groups: list[dict[str, Any]], *, config: OptimizerConfig) -> None:
-        super().__init__(groups, config=config)
+        super().__init__(groups, config=config)  # type: ignore[call-arg]  # the next base's
         self._max_norm = config.clip_norm
         self.gradient_norm = 0.0
 
@@ -57,3 +57,17 @@ class ClippedAdamW(OwnerAdamW):
         self.gradient_norm = clip_gradients(self, max_norm=self._max_norm)
         if isfinite(self.gradient_norm):
             super().step()
+
+
+class ClippedAdamW(_Clipped, OwnerAdamW):  # type: ignore[override]  # no closures here
+    """AdamW that clips."""
+
+
+class ClippedSGD(_Clipped, OwnerSGD):  # type: ignore[override]  # no closures here
+    """SGD that clips."""
+
+
+CLIPPED: Mapping[str, type[ClippedAdamW] | type[ClippedSGD]] = {
+    "adamw": ClippedAdamW,
+    "sgd": ClippedSGD,
+}

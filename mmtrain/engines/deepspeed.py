@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mmtrain.engines import EngineConfig, ParameterState, StepStats, check_combination
-from mmtrain.engines.clipping import ClippedAdamW, norm_over_ranks
+from mmtrain.engines.clipping import CLIPPED, ClippedAdamW, ClippedSGD, norm_over_ranks
 from mmtrain.engines.open_outputs import open_outputs
 from mmtrain.engines.pieces import (
     Entry,
@@ -33,9 +33,8 @@ from mmtrain.engines.pieces import (
     writers,
 )
 from mmtrain.engines.recompute import recompute_blocks
-from mmtrain.engines.torch import MOMENTS
 from mmtrain.engines.zero_config import zero_config
-from mmtrain.optim import OptimizerConfig, OwnerAdamW, parameter_groups
+from mmtrain.optim import OPTIMIZERS, OptimizerConfig, parameter_groups
 
 
 def build(
@@ -71,8 +70,9 @@ class DeepSpeedEngine:
             recompute_blocks(model)
         self._expert_group = shard_experts(model, ep_size=config.ep_size)
         self._parameters = dict(model.named_parameters())
-        kind = OwnerAdamW if self._stage else ClippedAdamW
-        self._optimizer = kind(self._groups(optimizer), config=optimizer)
+        kinds = OPTIMIZERS if self._stage else CLIPPED
+        self._optimizer = kinds[optimizer.name](self._groups(optimizer), config=optimizer)
+        self._moments = self._optimizer.moments
         self._engine = self._initialize(config, optimizer=optimizer)
         self._create_states()
 
@@ -139,8 +139,13 @@ class DeepSpeedEngine:
     def backward(self, loss: Tensor) -> None:
         self._engine.backward(loss * self.world_size, scale_wrt_gas=False)
 
-    def step(self, *, learning_rates: Mapping[str, float]) -> StepStats:
-        self._optimizer.take_part(learning_rates)
+    def step(
+        self,
+        *,
+        learning_rates: Mapping[str, float],
+        betas: tuple[float, float] | None = None,
+    ) -> StepStats:
+        self._optimizer.take_part(learning_rates, betas)
         self._engine.step()
         self._drop_stale_gradients()
         return StepStats(self._gradient_norm(), self._optimizer.active_rates())
@@ -159,7 +164,7 @@ class DeepSpeedEngine:
                         tensor.grad.zero_()
 
     def _gradient_norm(self) -> float:
-        if isinstance(self._optimizer, ClippedAdamW):
+        if isinstance(self._optimizer, ClippedAdamW | ClippedSGD):
             return self._optimizer.gradient_norm
         if self._engine.optimizer.overflow:  # a NaN or infinity: DeepSpeed dropped the step
             return inf
@@ -170,7 +175,7 @@ class DeepSpeedEngine:
         ranks = writers([entry.numel for entry in self._entries], world_size=self.world_size)
         for entry, writer in zip(self._entries, ranks, strict=True):
             trained = self._parameters[entry.parameter].requires_grad
-            keys = ("weight", *MOMENTS) if trained else ("weight",)
+            keys = ("weight", *self._moments) if trained else ("weight",)
             piece = self._piece(entry, to_read=True)
             tensors = read_entry(entry, piece, keys=keys, writer=writer)
             if tensors is not None:
@@ -235,7 +240,9 @@ class DeepSpeedEngine:
             return None
         tensors = {"weight": parameter.detach().view(-1)}
         if parameter.requires_grad:
-            tensors |= {key: self._optimizer.state[parameter][key].view(-1) for key in MOMENTS}
+            tensors |= {
+                key: self._optimizer.state[parameter][key].view(-1) for key in self._moments
+            }
         return Piece(0, tensors)
 
     def _piece_of_states_shard(self, parameter: nn.Parameter) -> Piece | None:
@@ -246,7 +253,7 @@ class DeepSpeedEngine:
         start = mapping.lp_fragment_address.start
         if self._expert_group is not None and is_expert(parameter):
             start += dist.get_rank(_expert_parallel_group(self._expert_group)) * parameter.numel()
-        tensors = {key: mapping.get_optim_state_fragment(key) for key in MOMENTS}
+        tensors = {key: mapping.get_optim_state_fragment(key) for key in self._moments}
         return Piece(start, {"weight": mapping.get_hp_fragment()} | tensors)
 
     def _piece_of_weights_shard(self, parameter: nn.Parameter) -> Piece | None:
@@ -262,7 +269,7 @@ class DeepSpeedEngine:
             key: zero._get_fp32_opt_state_partition(
                 parameter, release_swap_buffers=False, optim_state_key=state
             )[0]
-            for key, state in (("weight", None), *((key, key) for key in MOMENTS))
+            for key, state in (("weight", None), *((key, key) for key in self._moments))
         }
         return Piece(start, {key: view[:size] for key, view in views.items()})
 

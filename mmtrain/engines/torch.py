@@ -23,9 +23,7 @@ from mmtrain.engines.pieces import (
     write_entry,
 )
 from mmtrain.engines.recompute import recompute_blocks
-from mmtrain.optim import OptimizerConfig, OwnerAdamW, parameter_groups
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from mmtrain.optim import OPTIMIZERS, OptimizerConfig, parameter_groups
 
 
 def build(
@@ -64,7 +62,7 @@ class TorchEngine:
             owner_of=model.parameter_owner,  # type: ignore[operator]  # Module.__getattr__
             weight_decay=optimizer.weight_decay,
         )
-        self._optimizer = OwnerAdamW(groups, config=optimizer)
+        self._optimizer = OPTIMIZERS[optimizer.name](groups, config=optimizer)
         self._optimizer.create_states(self._masters.values())
 
     def _master(self, parameter: nn.Parameter) -> nn.Parameter:
@@ -89,8 +87,13 @@ class TorchEngine:
                     master.grad = gradient if master.grad is None else master.grad + gradient
                     parameter.grad = None
 
-    def step(self, *, learning_rates: Mapping[str, float]) -> StepStats:
-        self._optimizer.take_part(learning_rates)
+    def step(
+        self,
+        *,
+        learning_rates: Mapping[str, float],
+        betas: tuple[float, float] | None = None,
+    ) -> StepStats:
+        self._optimizer.take_part(learning_rates, betas)
         norm = clip_gradients(self._optimizer, max_norm=self._clip_norm)
         if isfinite(norm):
             self._optimizer.step()
@@ -146,7 +149,7 @@ class TorchEngine:
         tensors = {"weight": weight.detach().view(-1)}
         if name in self._masters:
             state = self._optimizer.state[weight]
-            tensors |= {key: state[key].view(-1) for key in MOMENTS}
+            tensors |= {key: state[key].view(-1) for key in self._optimizer.moments}
         return Piece(0, tensors)
 
     def _steps(self, name: str) -> int:

@@ -36,6 +36,9 @@ from pipelines.modalities import Feature
 __all__ = ["Encoded", "ModelConfig", "MultiTaskModel", "Outputs", "TaskSpec", "build_model"]
 
 
+LOG_VARIANCES = "log_variances"  # child that loss balancing adds, one parameter a task
+
+
 class ModelError(MMTrainError):
     """Tasks or settings that do not make a model."""
 
@@ -278,6 +281,8 @@ class MultiTaskModel(nn.Module):
         kind, child = name.split(".")[:2]
         if kind in ("stems", "adapters"):
             return f"modality/{child}"
+        if kind == LOG_VARIANCES:
+            return f"task/{child}"
         if kind == "heads":
             return f"task/{child}" if child in self.tasks else f"modality/{child}_output"
         is_expert = getattr(self.get_parameter(name), "is_expert", False)
@@ -287,6 +292,7 @@ class MultiTaskModel(nn.Module):
         """Owners whose parameters a step on that task trains, all of them and no others."""
         spec = self.task(task)
         used = {f"stems.{spec.input_net}", f"adapters.{spec.input_net}", f"heads.{head_name(spec)}"}
+        used |= {f"{LOG_VARIANCES}.{task}"}
         used |= {f"body.{part}" for part in self.body.parts(self.head(task).reads)}
         return frozenset(
             self.parameter_owner(name)

@@ -23,7 +23,7 @@ from torch.nn import functional
 from mmtrain.engines import EngineConfig, build_engine
 from mmtrain.losses import cross_entropy
 from mmtrain.models.model import MultiTaskModel, TaskSpec, build_model
-from mmtrain.optim import owner_rates
+from mmtrain.rates import step_rates
 from mmtrain.recipes.multimodel import quickstart
 from pipelines.task import Task
 
@@ -76,9 +76,11 @@ def engine_steps(config: EngineConfig, batches: Mapping[str, Tensors]) -> Callab
             smoothing = RECIPE.tasks[task].label_smoothing
             loss = cross_entropy(outputs.logits, tensors["targets"], label_smoothing=smoothing)
             engine.backward(loss.total / tensors["targets"].numel() + outputs.auxiliary_loss)
-            part = {task: owners[task]}
-            rates = owner_rates(RECIPE.optimizer, step=200, num_steps=2400, owners=part)
-            assert engine.step(learning_rates=rates).gradient_norm > 0
+            part = {task: RECIPE.tasks[task]}
+            rates = step_rates(
+                RECIPE.optimizer, step=200, num_steps=2400, tasks=part, owners=owners
+            )
+            assert engine.step(learning_rates=rates.learning_rates).gradient_norm > 0
 
     return run
 

@@ -6,62 +6,8 @@ from torch.testing import assert_close
 from mmtrain.optim import (
     OptimizerConfig,
     OwnerAdamW,
-    learning_rate,
-    owner_rates,
     parameter_groups,
 )
-
-
-def rates(config, *, num_steps, steps):
-    return [learning_rate(config, step=step, num_steps=num_steps) for step in steps]
-
-
-def test_linear_rate_rises_stays_and_falls_to_zero():
-    config = OptimizerConfig(learning_rate=2e-3, warmup_steps=100)
-    steps = (0, 49, 99, 100, 600, 800, 1000)
-    expected = [2e-5, 1e-3, 2e-3, 2e-3, 2e-3, 1e-3, 0.0]
-    assert rates(config, num_steps=1000, steps=steps) == pytest.approx(expected)
-
-
-def test_last_step_of_a_run_still_learns():
-    config = OptimizerConfig(learning_rate=1.0, warmup_steps=0)
-    assert learning_rate(config, step=99, num_steps=100) == pytest.approx(1 / 40)
-
-
-def test_cosine_rate_is_half_way_down_in_the_middle():
-    config = OptimizerConfig(learning_rate=1.0, schedule="cosine", warmup_steps=10, decay_start=0.1)
-    expected = [1.0, 0.853553, 0.5, 0.0]
-    assert rates(config, num_steps=100, steps=(10, 32.5, 55, 100)) == pytest.approx(expected)
-
-
-def test_constant_rate_stays():
-    config = OptimizerConfig(learning_rate=0.5, schedule="constant", warmup_steps=2)
-    assert rates(config, num_steps=10, steps=(0, 1, 9)) == [0.25, 0.5, 0.5]
-
-
-def test_exponential_rate_warms_up_from_a_hundredth_and_falls_by_its_factor():
-    config = OptimizerConfig(
-        learning_rate=1e-4, schedule="exponential", warmup_steps=100, decay_start=0.5
-    )
-    steps = (0, 50, 100, 500, 501, 1500)
-    expected = [1e-6, 1e-5, 1e-4, 1e-4, 1e-4 * 0.9999955, 1e-4 * 0.9999955**1000]
-    assert rates(config, num_steps=1000, steps=steps) == pytest.approx(expected)
-
-
-def test_a_task_has_its_own_scale():
-    config = OptimizerConfig(learning_rate=1.0, warmup_steps=0, task_scale={"slow": 0.1})
-    assert learning_rate(config, step=0, num_steps=10, task="slow") == pytest.approx(0.1)
-    assert learning_rate(config, step=0, num_steps=10, task="other") == 1.0
-
-
-def test_an_owner_of_two_tasks_gets_the_mean_of_their_rates():
-    config = OptimizerConfig(learning_rate=1.0, warmup_steps=0, task_scale={"b": 0.5})
-    owners = {"a": ["body", "task/a"], "b": ["body", "task/b"]}
-    assert owner_rates(config, step=0, num_steps=9, owners=owners) == {
-        "body": 0.75,
-        "task/a": 1.0,
-        "task/b": 0.5,
-    }
 
 
 def test_groups_are_by_owner_without_what_is_frozen():

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from toy import SGD, ToyModel, global_batch, task_of, toy_model, train
+from toy import ADAM, SGD, STALE, ToyModel, global_batch, task_of, toy_model, train
 
 from mmtrain import checkpoint, checkpoint_files
 from mmtrain.checkpoint import CheckpointError, Progress
@@ -40,10 +40,15 @@ LAYOUTS = {
 }
 
 
+OPTIMIZERS = {"": ADAM, "sgd": SGD, "stale": STALE}
+
+
 def engine_of(layout: str, *, seed: int = 0, **model: int) -> Any:
+    """The engine of a layout: "zero1" with AdamW, "zero1+sgd" with momentum."""
+    layout, _, optimizer = layout.partition("+")
     torch.manual_seed(seed)
     made = ToyModel(**model) if model else toy_model(seed)
-    return build_engine(LAYOUTS[layout], model=made, optimizer=SGD)
+    return build_engine(LAYOUTS[layout], model=made, optimizer=OPTIMIZERS[optimizer])
 
 
 def digests(engine: Any) -> dict[str, str]:
@@ -158,7 +163,7 @@ def real_model(layout: str) -> dict[str, Any]:
     for parameter in model.parameters():  # gates start at zero, where choices are ties
         parameter.data += torch.randn(parameter.shape) * 0.1
     config = LAYOUTS[layout].model_copy(update={"activation_checkpointing": True})
-    engine = build_engine(config, model=model, optimizer=SGD)
+    engine = build_engine(config, model=model, optimizer=ADAM)
     trace = []
     for step in range(4):
         task, inputs, targets = real_batch(step)

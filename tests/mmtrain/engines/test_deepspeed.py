@@ -15,7 +15,11 @@ import pytest
 HERE = Path(__file__).parent
 pytestmark = pytest.mark.timeout(600)  # a fixture waits for a whole group
 ZERO = ("zero0", "zero1", "zero2", "zero3")
-SAVED = ("zero0", "zero1", "zero1_ep2", "zero2_ep2", "zero3", "zero2_bf16", "zero3_offload")
+SAVED = ("zero0", "zero1", "zero1_ep2", "zero2_ep2", "zero3", "zero2_bf16", "zero3_offload",
+         "zero0+sgd", "zero1_ep2+sgd", "zero2+sgd", "zero3+sgd", "zero2_bf16+sgd")  # fmt: skip
+MOMENTUM = ("zero0+sgd", "zero1+sgd", "zero2+sgd", "zero3+sgd", "zero3+stale", "zero0+stale",
+            "zero2+stale")  # fmt: skip
+IDLE = ("zero1", "zero2_ep2", "zero3", "zero1+sgd", "zero3+sgd")
 POISONED = ("zero0", "zero1", "zero2_ep2", "zero3", "zero2_bf16")
 
 
@@ -52,6 +56,7 @@ def one(folder):
     """One process; it starts no process group before the engine does."""
     jobs = [f"straight,torch,{micros},30" for micros in (1, 3)]
     jobs += [f"straight,{layout},{micros},30" for layout in ZERO for micros in (1, 3)]
+    jobs += [f"straight,torch+{kind},3,12" for kind in ("sgd", "stale")]
     jobs += ["real_model,torch", "real_model,zero3"]
     jobs += ["straight,torch_bf16,2,12", "straight,zero1_bf16,1,12", "straight,torch_bf16,1,12"]
     return run_group(folder / "one", world_size=1, jobs=jobs)[0]
@@ -62,7 +67,8 @@ def two(folder):
     jobs = [f"straight,{layout},3,30" for layout in (*ZERO, "zero1_ep2", "zero2_ep2")]
     jobs += [f"straight,{layout},2,12" for layout in ("zero2_bf16", "zero3_bf16")]
     jobs += [f"straight,zero{stage}_offload,3,30" for stage in (2, 3)]
-    jobs += [f"idle,{layout}" for layout in ("zero1", "zero2_ep2", "zero3")]
+    jobs += [f"straight,{layout},3,12" for layout in MOMENTUM]
+    jobs += [f"idle,{layout}" for layout in IDLE]
     jobs += [f"poison,{layout}" for layout in POISONED]
     jobs += [f"save,{layout},{folder / layout}" for layout in SAVED]
     jobs += ["real_model,zero2_ep2", "real_model,zero3"]
@@ -133,10 +139,17 @@ def test_bf16_agrees_between_engines_to_its_rounding(one, two):
     assert furthest(two[0]["straight,zero3_bf16,2,12"], plain) < 2e-2
 
 
-@pytest.mark.parametrize("layout", ["zero1", "zero2_ep2", "zero3"])
+@pytest.mark.parametrize("layout", MOMENTUM)
+def test_momentum_on_two_processes_equals_plain_torch(one, two, layout):
+    kind = layout.partition("+")[2]
+    assert furthest(two[0][f"straight,{layout},3,12"], one[f"straight,torch+{kind},3,12"]) < 1e-5
+
+
+@pytest.mark.parametrize("layout", IDLE)
 def test_owners_that_took_no_part_keep_weights_and_moments_to_the_bit(two, layout):
     changed = {name for rank in two for name in rank[f"idle,{layout}"]["changed"]}
-    assert len(changed) == 36  # three tensors of 12 entries: not the red head, nor the buffer
+    tensors = 2 if "sgd" in layout else 3
+    assert len(changed) == 12 * tensors  # of 12 entries: not the red head, nor the buffer
     assert not any("red" in name or "seen" in name for name in changed)
 
 

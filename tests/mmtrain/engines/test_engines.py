@@ -18,7 +18,7 @@ from mmtrain.engines.pieces import writers
 from mmtrain.engines.recompute import recompute_blocks
 
 sys.path.insert(0, str(Path(__file__).parent))
-from toy import SGD, global_batch, task_of, toy_model, train
+from toy import ADAM, SGD, STALE, global_batch, task_of, toy_model, train
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_combinations_that_work_are_let_through(config, world_size, experts):
 
 
 def test_engine_takes_the_same_steps_as_a_bare_loop():
-    engine = build_engine(EngineConfig(name="torch"), model=toy_model(), optimizer=SGD)
+    engine = build_engine(EngineConfig(name="torch"), model=toy_model(), optimizer=ADAM)
     train(engine, first=0, last=2)  # one task: every group but the other head steps
 
     model = toy_model()
@@ -69,21 +69,62 @@ def test_engine_takes_the_same_steps_as_a_bare_loop():
         {"params": [p for p in ours if p.ndim > 1], "weight_decay": 0.01},
         {"params": [p for p in ours if p.ndim == 1], "weight_decay": 0.0},
     ]
-    adam = torch.optim.AdamW(groups, lr=1e-2, betas=SGD.betas, eps=SGD.eps)
+    adam = torch.optim.AdamW(groups, lr=1e-2, betas=ADAM.betas, eps=ADAM.eps)
     for step in range(2):
         inputs, labels = global_batch(step, 0)
         logits = model(task=task_of(step), inputs=inputs).logits
         functional.cross_entropy(logits, labels).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), SGD.clip_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), ADAM.clip_norm)
         adam.step()
         adam.zero_grad()
     for name, parameter in model.named_parameters():
         assert_close(engine.model_state()[name], parameter.detach(), rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("optimizer", [SGD, STALE])
+def test_engine_takes_the_same_momentum_steps_as_torch_sgd(optimizer):
+    engine = build_engine(EngineConfig(name="torch"), model=toy_model(), optimizer=optimizer)
+    train(engine, first=0, last=5)  # red, red, blue, blue, red
+
+    model = toy_model()
+    named = dict(model.named_parameters())
+    groups = [
+        {"params": [p for p in named.values() if p.ndim > 1], "weight_decay": 0.01},
+        {"params": [p for p in named.values() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    sgd = torch.optim.SGD(groups, lr=1e-2, momentum=0.9)
+    for step in range(5):
+        inputs, labels = global_batch(step, 0)
+        logits = model(task=task_of(step), inputs=inputs).logits
+        functional.cross_entropy(logits, labels).backward()
+        if optimizer is STALE:
+            for parameter in named.values():
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), SGD.clip_norm)
+        sgd.step()
+        sgd.zero_grad()  # to None: torch leaves idle parameters and their momentum be
+    for name, parameter in named.items():
+        assert_close(engine.model_state()[name], parameter.detach(), rtol=0, atol=1e-6)
+
+
+def test_betas_of_a_step_are_those_given_and_then_the_configs_again():
+    engine = build_engine(EngineConfig(name="torch"), model=toy_model(), optimizer=ADAM)
+    for betas, kept in (((0.5, 0.5), 0.5), (None, 0.9)):
+        before = {state.name: state for state in engine.parameter_states()}["heads.red.bias"]
+        logits = engine.forward(task="red", inputs=torch.ones(2, 3)).logits
+        engine.backward(logits[:, 0].sum() / 10)  # below the clip; its bias' gradient is 0.2, 0 ..
+        engine.step(learning_rates={"task/red": 1e-3}, betas=betas)
+        after = {state.name: state for state in engine.parameter_states()}["heads.red.bias"]
+        expected = before.tensors["exp_avg"] * kept
+        expected[0] += 0.2 * (1 - kept)
+        norm = float(after.tensors["exp_avg"][0] / expected[0])
+        assert_close(after.tensors["exp_avg"], expected * norm)
+
+
 def test_micro_batches_add_up_to_the_same_step():
     engines = [
-        build_engine(EngineConfig(name="torch"), model=toy_model(), optimizer=SGD) for _ in range(2)
+        build_engine(EngineConfig(name="torch"), model=toy_model(), optimizer=ADAM) for _ in range(2)
     ]
     inputs, labels = global_batch(0, 0)
     for engine, parts in zip(engines, (1, 3), strict=True):
@@ -97,7 +138,7 @@ def test_micro_batches_add_up_to_the_same_step():
 
 
 def test_stats_name_the_owners_that_took_part():
-    engine = build_engine(EngineConfig(name="torch"), model=toy_model(), optimizer=SGD)
+    engine = build_engine(EngineConfig(name="torch"), model=toy_model(), optimizer=ADAM)
     engine.backward(engine.forward(task="red", inputs=torch.ones(2, 3)).logits.sum())
     stats = engine.step(learning_rates={"task/red": 1e-3, "task/unknown": 1.0})
     assert stats.learning_rates == {"task/red": 1e-3}
@@ -105,7 +146,7 @@ def test_stats_name_the_owners_that_took_part():
 
 
 def test_an_owner_not_named_keeps_still_although_it_had_a_gradient():
-    engine = build_engine(EngineConfig(name="torch"), model=toy_model(), optimizer=SGD)
+    engine = build_engine(EngineConfig(name="torch"), model=toy_model(), optimizer=ADAM)
     before = engine.model_state()
     engine.backward(engine.forward(task="red", inputs=torch.ones(2, 3)).logits.square().sum())
     engine.step(learning_rates={"task/red": 1e-3})
@@ -114,7 +155,7 @@ def test_an_owner_not_named_keeps_still_although_it_had_a_gradient():
 
 
 def test_infinite_gradient_changes_no_weight_and_no_moment():
-    engine = build_engine(EngineConfig(name="torch"), model=toy_model(), optimizer=SGD)
+    engine = build_engine(EngineConfig(name="torch"), model=toy_model(), optimizer=ADAM)
     train(engine, first=0, last=2)
     before = list(engine.parameter_states())
     engine.backward(engine.forward(task="red", inputs=torch.ones(2, 3)).logits.sum() * torch.inf)
@@ -127,7 +168,7 @@ def test_infinite_gradient_changes_no_weight_and_no_moment():
 
 def test_bf16_computes_in_bf16_and_steps_in_fp32():
     config = EngineConfig(name="torch", precision="bf16")
-    engine = build_engine(config, model=toy_model(), optimizer=SGD)
+    engine = build_engine(config, model=toy_model(), optimizer=ADAM)
     start = engine.model_state()["stem.weight"]
     train(engine, first=0, last=4)
     assert engine.model.stem.weight.dtype == torch.bfloat16
@@ -142,7 +183,7 @@ def test_frozen_parameters_stay_and_travel_with_the_checkpoint():
     for model in models:
         model.stem.requires_grad_(False)
     source, target = (
-        build_engine(EngineConfig(name="torch"), model=model, optimizer=SGD) for model in models
+        build_engine(EngineConfig(name="torch"), model=model, optimizer=ADAM) for model in models
     )
     train(source, first=0, last=2)
     states = {state.name: state for state in source.parameter_states()}
@@ -152,14 +193,14 @@ def test_frozen_parameters_stay_and_travel_with_the_checkpoint():
 
 
 def test_experts_are_states_of_their_own_by_global_id():
-    engine = build_engine(EngineConfig(name="torch"), model=toy_model(), optimizer=SGD)
+    engine = build_engine(EngineConfig(name="torch"), model=toy_model(), optimizer=ADAM)
     states = {state.name: state for state in engine.parameter_states()}
     assert [name for name in states if "w_in" in name] == [f"moe.w_in[{i}]" for i in range(4)]
     assert states["moe.w_in[2]"].tensors["weight"].equal(engine.model.moe.w_in[2])
 
 
 def test_a_missing_state_and_an_unknown_one_are_named():
-    engine = build_engine(EngineConfig(name="torch"), model=toy_model(), optimizer=SGD)
+    engine = build_engine(EngineConfig(name="torch"), model=toy_model(), optimizer=ADAM)
     states = list(engine.parameter_states())
     with pytest.raises(EngineError, match=r"lacks 1 of the model's parameters, 'stem.weight'"):
         engine.load_parameter_states(s for s in states if s.name != "stem.weight")

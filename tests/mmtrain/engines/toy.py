@@ -11,7 +11,9 @@ from torch.nn import functional
 from mmtrain.optim import OptimizerConfig
 
 TASKS = ("red", "blue")
-SGD = OptimizerConfig(learning_rate=1e-2, clip_norm=0.5, weight_decay=0.01, warmup_steps=0)
+ADAM = OptimizerConfig(learning_rate=1e-2, clip_norm=0.5, weight_decay=0.01, warmup_steps=0)
+SGD = ADAM.model_copy(update={"name": "sgd"})
+STALE = SGD.model_copy(update={"apply_stale_momentum": True})
 
 
 class Gather(torch.autograd.Function):
