@@ -1,12 +1,13 @@
 """A small PolyViT of five tasks in three modalities, with random weights everywhere."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from mmtrain.export import BundleTask, Lineage
+from mmtrain.export import BundleTask, Lineage, save_bundle
 from mmtrain.modalities import audio_patches, image_patches, video_tubelets
 from mmtrain.models import polyvit
 from mmtrain.models.model import ModelConfig, MultiTaskModel, TaskSpec, build_model
@@ -110,3 +111,17 @@ def inputs_of(task: str, *, batch: int = 2, seed: int = 1) -> dict[str, Tensor]:
 def logits(model: MultiTaskModel, task: str) -> Tensor:
     with torch.inference_mode():
         return model(task=task, targets=None, **inputs_of(task)).logits
+
+
+def save_polyvit(folder: Path, *, seed: int = 0, **body: Any) -> MultiTaskModel:
+    """Writes the bundle of `small_polyvit`, which is returned."""
+    model = small_polyvit(seed=seed, **body)
+    save_bundle(
+        folder,
+        model=model.config,
+        tasks=bundle_tasks(),
+        state=model.state_dict(),
+        vocabulary=None,
+        lineage=LINEAGE,
+    )
+    return model

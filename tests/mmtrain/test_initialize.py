@@ -423,7 +423,7 @@ def test_another_depth_of_multimodel_is_refused_with_both_sides(tmp_path):
 
 def test_another_family_is_refused(tmp_path):
     example_bundle(tmp_path / "bundle")
-    with pytest.raises(InitError, match="family 'multimodel'.*family 'polyvit'"):
+    with pytest.raises(InitError, match=r"family 'multimodel'.*family 'polyvit'"):
         plan(small_polyvit(), read_source(str(tmp_path)))
 
 
