@@ -135,14 +135,14 @@ class ProgressDisplay:
 
 @contextmanager
 def build_display(console: Console) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each task that is built; yields what is told (task, pieces done, pieces in all).
+    """A bar for each task that is built; yields what is told (task, shards done, shards in all).
 
     Where there is no terminal, a line when a task is done.
     """
     if not console.is_terminal:
         yield (
             lambda task, done, total: (
-                console.print(f"built {task}: {total} pieces") if done == total else None
+                console.print(f"built {task}", highlight=False) if done == total else None
             )
         )
         return

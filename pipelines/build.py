@@ -76,7 +76,7 @@ def build(
         tasks: all tasks of a run, so that they share one vocabulary.
         data_dir: folder of corpora and shards, seen by all machines.
         config: None: the defaults.
-        progress: told (task, shards done, shards in all) after each.
+        progress: told (task, shards done, shards in all its splits) after each.
 
     Returns:
         Opened manifests by (task, split).
@@ -187,15 +187,18 @@ def build_splits(
     units = {job.folder: split_units(job, data_dir=data_dir, config=config) for job in jobs}
     reports: dict[Path, list[UnitReport]] = {job.folder: [] for job in jobs}
     by_part = {job.part: job for job in jobs}
+    task_totals = Counter(job.task.name for job in jobs for _ in units[job.folder])
+    task_done: Counter[str] = Counter()
     failures = []
     try:
         for report in run_units([unit for some in units.values() for unit in some]):
             job = by_part[report.unit.folder]
-            done, total = reports[job.folder], len(units[job.folder])
+            done, task = reports[job.folder], job.task.name
             done.append(report)
+            task_done[task] += 1
             if progress is not None:
-                progress(job.task.name, len(done), total)
-            if len(done) == total:
+                progress(task, task_done[task], task_totals[task])
+            if len(done) == len(units[job.folder]):
                 failures += finish_split(job, done, max_bad_share=config.max_bad_share)
     finally:
         for part in by_part:

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -264,3 +265,19 @@ def test_finished_split_without_a_good_row_is_refused(tmp_path):
     job = job_of(tmp_path)
     (failure,) = finish_split(job, reports_of(job, tmp_path), max_bad_share=1.0)
     assert "1 of 1 records are bad" in failure
+
+
+def test_progress_counts_the_shards_of_all_splits_of_a_task(tmp_path, no_ray):
+    write_raw(tmp_path, lengths=LENGTHS)
+    raw = tmp_path / "raw" / "copy"
+    shutil.copytree(raw / "train", raw / "test")
+    source = toy_task().source.model_copy(update={"splits": ("train", "test")})
+    task, config = toy_task().model_copy(update={"source": source}), toy_config()
+    vocabulary = joint_vocabulary([task], data_dir=tmp_path, config=config)
+    jobs = [
+        plan_split(task, split, data_dir=tmp_path, vocabulary=vocabulary, config=config)
+        for split in source.splits
+    ]
+    told = []
+    build_splits(jobs, data_dir=tmp_path, config=config, progress=lambda *fact: told.append(fact))
+    assert told == [("copy", done, 8) for done in range(1, 9)]
