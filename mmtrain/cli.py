@@ -176,85 +176,31 @@ def evaluate(
 @app.command()
 def predict(
     model: Annotated[str, typer.Argument(help="Run folder, bundle folder or models:/NAME@ALIAS.")],
-    inputs: Annotated[list[str], typer.Argument(help="Texts, or files for image and audio.")],
-    task: Annotated[str, typer.Option(help="Task that answers.")],
+    inputs: Annotated[list[str], typer.Argument(help="Texts; files for any other modality.")],
+    task: Annotated[
+        str | None, typer.Option(help="Task that answers; default: all of the inputs' modality.")
+    ] = None,
+    modality: Annotated[
+        str | None, typer.Option(help="Of the inputs, where the model takes several.")
+    ] = None,
     beam: Annotated[int, typer.Option(min=1, help="Beam width; 1 is greedy.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Answer inputs with a trained model."""
+    """Answer inputs with a trained model: one task, or every task of a modality."""
     from mmtrain.predictor import Predictor
 
-    predictions = Predictor.load(model).predict(task, inputs, beam_size=beam)
-    for value, prediction in zip(inputs, predictions, strict=True):
-        if as_json:
-            print(json.dumps({"input": value, "task": task, **prediction.to_dict()}))
-        else:
-            console.print(f"{value}\t{prediction}", highlight=False, markup=False, soft_wrap=True)
-
-
-@app.command()
-def extract(
-    model: Annotated[str, typer.Argument(help="Run folder, bundle folder or models:/NAME@ALIAS.")],
-    out: Annotated[Path, typer.Option(help="Folder of the smaller model.")],
-    modality: Annotated[
-        list[str] | None,
-        typer.Option(help="Keep all tasks of this input; may be given several times."),
-    ] = None,
-    task: Annotated[
-        list[str] | None, typer.Option(help="Keep this task; may be given several times.")
-    ] = None,
-    register: Annotated[str | None, typer.Option(help="Register it under this name.")] = None,
-    tracking: Annotated[
-        str | None, typer.Option(help="MLflow URI of the registry; default: MODEL's own.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is in --out.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Take out a smaller model of some tasks; its answers are the same to the last bit."""
-    from mmtrain.extract import extract as extract_tasks
-    from mmtrain.extract import extract_and_register, open_model
-
-    opened = open_model(model, tracking_uri=tracking)
-    what: dict[str, Any] = {
-        "out": out, "tasks": task or (), "inputs": modality or (), "force": force
-    }  # fmt: skip
-    version = None
-    if register:
-        extracted, version = extract_and_register(opened, name=register, registry=tracking, **what)
+    predictor = Predictor.load(model)
+    if task:
+        said = [{task: p} for p in predictor.predict(task, inputs, beam_size=beam)]
     else:
-        extracted = extract_tasks(opened, **what)
-    _print_extracted(extracted, version=version, as_json=as_json)
-
-
-def _choose_recipe(
-    name: str | None, *, settings: Sequence[str], init_from: str | None, tracking: str | None
-) -> "Recipe":
-    """The recipe named, or without a name the one that goes on training `init_from`."""
-    from mmtrain.extract import tuning_recipe
-    from mmtrain.recipe import RecipeError, load_recipe, override
-
-    if name is not None:
-        chosen = load_recipe(name, settings)
-        return chosen.with_(init_from=init_from) if init_from else chosen
-    if init_from is None:
-        raise RecipeError("which recipe? `mmtrain list recipes` names them; or give --init-from")
-    return override(tuning_recipe(init_from, tracking_uri=tracking), settings)
-
-
-def _print_extracted(extracted: Any, *, version: Any, as_json: bool) -> None:
-    if as_json:
-        registered = {"version": f"models:/{version.name}/{version.version}"} if version else {}
-        print(json.dumps(extracted.to_dict() | registered, indent=1))
-        return
-    console.print(
-        f"{', '.join(extracted.tasks)}: {extracted.num_parameters:,} of "
-        f"{extracted.parent_parameters:,} parameters, in {extracted.out}",
-        highlight=False,
-    )
-    if version:
-        console.print(f"registered as {version.uri}, version {version.version}", highlight=False)
-    if extracted.recipe:
-        console.print(f"next: mmtrain train --init-from {extracted.out}", highlight=False)
+        said = predictor.predict_all(inputs, modality=modality, beam_size=beam)
+    for value, by_task in zip(inputs, said, strict=True):
+        for name, prediction in by_task.items():
+            if as_json:
+                print(json.dumps({"input": value, "task": name, **prediction.to_dict()}))
+                continue
+            line = (value, str(prediction)) if task else (value, name, str(prediction))
+            console.print("\t".join(line), highlight=False, markup=False, soft_wrap=True)
 
 
 def _print_built(manifests: dict[tuple[str, str], Any], *, as_json: bool) -> None:

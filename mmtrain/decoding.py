@@ -42,8 +42,8 @@ class Decoded:
 class Stepper:
     """One batch being decoded: hands out the next token's log-probabilities, given the last.
 
-    `inputs` are as the task's input net takes them, or as the encoder has left them. With `cached=False` each step is a full pass over the tokens so far: slow, and the measure of
-    the other.
+    `inputs` are as the task's input net takes them, or as the encoder has left them. With
+    `cached=False` each step is a full pass over the tokens so far: slow, and the other's measure.
     """
 
     def __init__(

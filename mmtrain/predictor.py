@@ -5,7 +5,7 @@ and `collate`, the model, and `decode` of what it says.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from mmtrain import decoding
+from mmtrain.answers import Prediction, load_kind
 from mmtrain.export import Bundle, BundleTask, find_bundle, load_bundle
+from mmtrain.layers.encoded import Encoded
 from mmtrain.models.model import MultiTaskModel
 from pipelines import modalities
 from pipelines.errors import BadExampleError, MMTrainError, UnknownNameError
@@ -22,35 +24,9 @@ from pipelines.modalities import Feature
 from pipelines.modalities.tree import delinearise, to_brackets
 from pipelines.vocabulary import Vocabulary
 
-_MAX_CLASSES_SHOWN = 5
-
 
 class PredictionError(MMTrainError):
     """A value cannot be predicted from; names it and says why."""
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """One answer.
-
-    Args:
-        text: the answer in the target's form: text, class name, linearised tree.
-        log_prob: natural log of its probability, summed over its tokens.
-        scores: probabilities of the five likeliest classes, best first; empty for text.
-        tree: the bracketed tree with its words, where the answer is a tree over the sentence.
-    """
-
-    text: str
-    log_prob: float
-    scores: Mapping[str, float] = field(default_factory=dict)
-    tree: str | None = None
-
-    def __str__(self) -> str:
-        return self.tree or self.text
-
-    def to_dict(self) -> dict[str, object]:
-        """Plain data for JSON."""
-        return asdict(self)
 
 
 class Predictor:
@@ -87,6 +63,11 @@ class Predictor:
         """The joint vocabulary; None when no task has text."""
         return self.bundle.vocabulary
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Modalities of the inputs that the model takes."""
+        return tuple(dict.fromkeys(task.inputs.modality for task in self.tasks.values()))
+
     def task(self, name: str) -> BundleTask:
         """The task of a name.
 
@@ -109,7 +90,7 @@ class Predictor:
 
         Args:
             task: name of the task that answers.
-            values: texts; for images and sounds, paths (`str` or `Path`) or the files' bytes.
+            values: texts; for other inputs, paths (`str` or `Path`) or the files' bytes.
             batch_size: values answered together.
             beam_size: beams of text decoding; 1 is greedy.
 
@@ -117,30 +98,50 @@ class Predictor:
             PredictionError: a value cannot be read; the message names it.
             UnknownNameError: the model has no such task.
         """
-        spec = self.task(task)
-        arrays = [self._encode(value, task=spec) for value in values]
-        answers = [
-            answer
-            for start in range(0, len(arrays), batch_size)
-            for answer in self.predict_arrays(
-                task, arrays[start : start + batch_size], beam_size=beam_size
-            )
-        ]
-        if spec.targets.modality != "tree":
-            return answers
-        pairs = zip(answers, values, strict=True)
-        return [_with_tree(answer, sentence=str(value)) for answer, value in pairs]
+        self.task(task)
+        answers = self._answer([task], values, batch_size=batch_size, beam_size=beam_size)
+        return [answer[task] for answer in answers]
+
+    def predict_all(
+        self,
+        values: Sequence[str | bytes | Path],
+        *,
+        modality: str | None = None,
+        batch_size: int = 32,
+        beam_size: int = 1,
+    ) -> list[dict[str, Prediction]]:
+        """Answers of every task of a modality, by task, in the order of the values.
+
+        Tasks whose inputs are the same feature read one pass through the body.
+
+        Args:
+            values: texts; for other inputs, paths (`str` or `Path`) or the files' bytes.
+            modality: of the values; None where the model takes one alone.
+            batch_size: values answered together.
+            beam_size: beams of text decoding; 1 is greedy.
+
+        Raises:
+            PredictionError: a value cannot be read, or the model takes several modalities.
+            UnknownNameError: no task of the model takes that modality.
+        """
+        modality = modality or self._only_modality()
+        if modality not in self.modalities:
+            raise UnknownNameError("modality of the model", modality, self.modalities)
+        tasks = [name for name, task in self.tasks.items() if task.inputs.modality == modality]
+        return self._answer(tasks, values, batch_size=batch_size, beam_size=beam_size)
 
     def predict_arrays(
         self, task: str, arrays: Sequence[np.ndarray], *, beam_size: int = 1
     ) -> list[Prediction]:
         """Answers to one batch of encoded inputs."""
-        spec = self.task(task)
-        inputs, lengths = self.to_batch(spec.inputs, arrays)
         with torch.inference_mode():
-            if spec.spec.num_outputs is not None:
-                return self._classes(spec, inputs=inputs, lengths=lengths)
-            return self._texts(spec, inputs=inputs, lengths=lengths, beam_size=beam_size)
+            encoded = self.encode(task, arrays)
+            return self._read(self.task(task), encoded, beam_size=beam_size)
+
+    def encode(self, task: str, arrays: Sequence[np.ndarray]) -> Encoded:
+        """One batch of encoded inputs as the body leaves them, for this task or one like it."""
+        inputs, lengths = self.to_batch(self.task(task).inputs, arrays)
+        return self.model.encode(task, inputs=inputs, input_lengths=lengths)
 
     def to_batch(self, feature: Feature, arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Arrays of one feature, padded and on the device, with their lengths (B,)."""
@@ -150,10 +151,51 @@ class Predictor:
         return (values.long() if values.dtype == torch.int32 else values), lengths.long()
 
     def decode_target(self, task: str, array: np.ndarray) -> str:
-        """A target array as a person reads it: text, class name or linearised tree."""
-        return self._decode(array, task=self.task(task))
+        """A target array as a person reads it, in the words of `Prediction.text`."""
+        return self._text(array, task=self.task(task))
 
-    def _encode(self, value: str | bytes | Path, *, task: BundleTask) -> np.ndarray:
+    def _only_modality(self) -> str:
+        only, *others = self.modalities
+        if others:
+            raise PredictionError(
+                f"the model takes {', '.join(self.modalities)}; name the task (--task) or the "
+                "modality of the inputs (--modality)"
+            )
+        return only
+
+    def _answer(
+        self,
+        tasks: Sequence[str],
+        values: Sequence[str | bytes | Path],
+        *,
+        batch_size: int,
+        beam_size: int,
+    ) -> list[dict[str, Prediction]]:
+        """Each value's answers of all `tasks`; a pass through the body for each input feature."""
+        answers: list[dict[str, Prediction]] = [{} for _ in values]
+        for alike in self._with_same_inputs(tasks):
+            arrays = [self._array(value, task=alike[0]) for value in values]
+            for start in range(0, len(arrays), batch_size):
+                rows = range(start, min(start + batch_size, len(arrays)))
+                with torch.inference_mode():
+                    encoded = self.encode(alike[0].spec.name, [arrays[row] for row in rows])
+                    for task in alike:
+                        said = self._read(task, encoded, beam_size=beam_size)
+                        for row, answer in zip(rows, said, strict=True):
+                            answers[row][task.spec.name] = _finished(
+                                answer, task=task, value=values[row]
+                            )
+        return [{name: by_task[name] for name in tasks} for by_task in answers]
+
+    def _with_same_inputs(self, tasks: Sequence[str]) -> list[list[BundleTask]]:
+        groups: dict[tuple[str, str], list[BundleTask]] = {}
+        for task in (self.tasks[name] for name in tasks):
+            key = (task.spec.input_net, task.inputs.model_dump_json())
+            groups.setdefault(key, []).append(task)
+        return list(groups.values())
+
+    def _array(self, value: str | bytes | Path, *, task: BundleTask) -> np.ndarray:
+        """A raw value as `build` would store it."""
         raw: str | bytes = value if isinstance(value, bytes) else str(value)
         try:
             if task.inputs.modality != "text" and not isinstance(value, bytes):
@@ -166,54 +208,39 @@ class Predictor:
                 f"{shown}, as {task.inputs.modality} of {task.spec.name}: {error}"
             ) from None
 
-    def _classes(self, task: BundleTask, *, inputs: Tensor, lengths: Tensor) -> list[Prediction]:
-        outputs = self.model(
-            task=task.spec.name, inputs=inputs, input_lengths=lengths, targets=None
-        )
-        log_probs_BV = outputs.logits.float().log_softmax(dim=-1)
-        num_shown = min(_MAX_CLASSES_SHOWN, log_probs_BV.shape[-1])
-        best = log_probs_BV.topk(num_shown, dim=-1)
-        answers = []
-        for scores, ids in zip(best.values.tolist(), best.indices.tolist(), strict=True):
-            names = [self._decode(np.array(number), task=task) for number in ids]
-            probabilities = dict(zip(names, np.exp(scores).tolist(), strict=True))
-            answers.append(Prediction(names[0], scores[0], probabilities))
-        return answers
+    def _read(self, task: BundleTask, encoded: Encoded, *, beam_size: int) -> list[Prediction]:
+        """What a task's head says of an encoded batch."""
+        if task.spec.num_outputs is None:
+            return self._decode(task, encoded, beam_size=beam_size)
+        logits = self.model.answer(task.spec.name, encoded).logits
+        return load_kind(task.targets).answers(logits, task.spec, task.targets)
 
-    def _texts(
-        self, task: BundleTask, *, inputs: Tensor, lengths: Tensor, beam_size: int
-    ) -> list[Prediction]:
-        length = task.max_target_length
+    def _decode(self, task: BundleTask, encoded: Encoded, *, beam_size: int) -> list[Prediction]:
+        """Token after token."""
+        name, length = task.spec.name, task.max_target_length
         if beam_size == 1:
-            decoded = decoding.greedy(
-                self.model,
-                task=task.spec.name,
-                inputs=inputs,
-                input_lengths=lengths,
-                max_length=length,
-            )
+            decoded = decoding.greedy(self.model, task=name, inputs=encoded, max_length=length)
         else:
             decoded = decoding.beam(
-                self.model,
-                task=task.spec.name,
-                inputs=inputs,
-                input_lengths=lengths,
-                max_length=length,
-                beam_size=beam_size,
+                self.model, task=name, inputs=encoded, max_length=length, beam_size=beam_size
             )
         tokens_BT, log_probs_B = decoded.tokens_BT.cpu().numpy(), decoded.log_probs_B.tolist()
         rows = zip(tokens_BT, log_probs_B, strict=True)
-        return [Prediction(self._decode(tokens, task=task), value) for tokens, value in rows]
+        return [Prediction(self._text(tokens, task=task), value) for tokens, value in rows]
 
-    def _decode(self, array: np.ndarray, *, task: BundleTask) -> str:
+    def _text(self, array: np.ndarray, *, task: BundleTask) -> str:
+        if task.spec.num_outputs is not None:
+            return load_kind(task.targets).text(array, task.targets)
         decode = modalities.load(task.targets.modality).decode
         return decode(array, feature=task.targets, vocabulary=self.vocabulary)
 
 
-def _with_tree(prediction: Prediction, *, sentence: str) -> Prediction:
+def _finished(prediction: Prediction, *, task: BundleTask, value: str | bytes | Path) -> Prediction:
     """The prediction with its bracketed tree, where it is one over the sentence's words."""
+    if task.targets.modality != "tree":
+        return prediction
     try:
-        tree = to_brackets(delinearise(prediction.text, sentence=sentence))
+        tree = to_brackets(delinearise(prediction.text, sentence=str(value)))
     except BadExampleError:
         return prediction
-    return Prediction(prediction.text, prediction.log_prob, prediction.scores, tree)
+    return replace(prediction, tree=tree)
