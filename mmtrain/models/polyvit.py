@@ -15,6 +15,7 @@ from torch import nn
 from mmtrain.layers.encoded import Encoded
 from mmtrain.layers.moe import GateNoise, MoE
 from mmtrain.layers.transformer import Gelu, TransformerBlock
+from mmtrain.modalities import audio_patches, image_patches, video_tubelets
 from pipelines.errors import MMTrainError
 
 NETS = {
@@ -28,6 +29,21 @@ NETS = {
     "numbers": "linear",
     "mask": "elements",
 }
+
+
+def released_nets() -> dict[str, BaseModel]:
+    """Configs of the input nets with the released sizes, for `ModelConfig.nets`.
+
+    Pictures of 384 x 384, clips of 32 frames of 224 x 224, 800 frames of 128 bins; 577, 1569 and
+    401 positions with the class token.
+    """
+    return {
+        "image_patches": image_patches.Config(height=384, width=384, patch=(16, 16)),
+        "video_tubelets": video_tubelets.Config(
+            num_frames=32, height=224, width=224, patch=(4, 16, 16)
+        ),
+        "audio_patches": audio_patches.Config(num_frames=800, num_bins=128, patch=(16, 16)),
+    }
 
 
 class BodyError(MMTrainError):
