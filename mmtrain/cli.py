@@ -203,6 +203,71 @@ def predict(
             console.print("\t".join(line), highlight=False, markup=False, soft_wrap=True)
 
 
+@app.command()
+def extract(
+    model: Annotated[str, typer.Argument(help="Run folder, bundle folder or models:/NAME@ALIAS.")],
+    out: Annotated[Path, typer.Option(help="Folder of the smaller model.")],
+    modality: Annotated[
+        list[str] | None,
+        typer.Option(help="Keep all tasks of this input; may be given several times."),
+    ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Keep this task; may be given several times.")
+    ] = None,
+    register: Annotated[str | None, typer.Option(help="Register it under this name.")] = None,
+    tracking: Annotated[
+        str | None, typer.Option(help="MLflow URI of the registry; default: MODEL's own.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is in --out.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take out a smaller model of some tasks; its answers are the same to the last bit."""
+    from mmtrain.extract import extract as extract_tasks
+    from mmtrain.extract import extract_and_register, open_model
+
+    opened = open_model(model, tracking_uri=tracking)
+    what: dict[str, Any] = {
+        "out": out, "tasks": task or (), "inputs": modality or (), "force": force
+    }  # fmt: skip
+    version = None
+    if register:
+        extracted, version = extract_and_register(opened, name=register, registry=tracking, **what)
+    else:
+        extracted = extract_tasks(opened, **what)
+    _print_extracted(extracted, version=version, as_json=as_json)
+
+
+def _choose_recipe(
+    name: str | None, *, settings: Sequence[str], init_from: str | None, tracking: str | None
+) -> "Recipe":
+    """The recipe named, or without a name the one that goes on training `init_from`."""
+    from mmtrain.extract import tuning_recipe
+    from mmtrain.recipe import RecipeError, load_recipe, override
+
+    if name is not None:
+        chosen = load_recipe(name, settings)
+        return chosen.with_(init_from=init_from) if init_from else chosen
+    if init_from is None:
+        raise RecipeError("which recipe? `mmtrain list recipes` names them; or give --init-from")
+    return override(tuning_recipe(init_from, tracking_uri=tracking), settings)
+
+
+def _print_extracted(extracted: Any, *, version: Any, as_json: bool) -> None:
+    if as_json:
+        registered = {"version": f"models:/{version.name}/{version.version}"} if version else {}
+        print(json.dumps(extracted.to_dict() | registered, indent=1))
+        return
+    console.print(
+        f"{', '.join(extracted.tasks)}: {extracted.num_parameters:,} of "
+        f"{extracted.parent_parameters:,} parameters, in {extracted.out}",
+        highlight=False,
+    )
+    if version:
+        console.print(f"registered as {version.uri}, version {version.version}", highlight=False)
+    if extracted.recipe:
+        console.print(f"next: mmtrain train --init-from {extracted.out}", highlight=False)
+
+
 def _print_built(manifests: dict[tuple[str, str], Any], *, as_json: bool) -> None:
     if as_json:
         print(
