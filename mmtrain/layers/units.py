@@ -1,0 +1,108 @@
+"""Prunable units: parts of a model that may be switched off, and later be cut out.
+
+A unit is a filter, a hidden channel, an attention head, or an expert. Units that must go together
+are one group. A model names its groups (`prunable_units()`), each with the gates where a mask
+acts on activations and the slices of parameters that cutting keeps; nothing else in the model
+knows of pruning. A gate that has no mask hands its input on as it is.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """Where a group's units lie in one tensor of the model's state.
+
+    Unit u holds the entries [offset + u * width, offset + (u + 1) * width) of the axis.
+
+    Args:
+        name: parameter or buffer, as `state_dict` names it.
+        axis: axis along which the units lie.
+        width: entries of a unit.
+        offset: first entry of unit 0; entries that are no group's units stay.
+    """
+
+    name: str
+    axis: int
+    width: int = 1
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UnitGroup:
+    """Units of one kind that have one mask.
+
+    Args:
+        name: key of the group in the family's `Config.units`, which says how many are left.
+        kind: what a unit is.
+        size: units there are now.
+        gates: paths of the `UnitGate` modules that the group's mask acts on.
+        slices: tensors that a cut takes its units from.
+    """
+
+    name: str
+    kind: Literal["filter", "hidden", "head", "expert"]
+    size: int
+    gates: tuple[str, ...]
+    slices: tuple[Slice, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleSite:
+    """Where a scaling mask acts: the input channels of a convolution that is not the first.
+
+    Args:
+        gate: path of the `UnitGate` before the convolution.
+        group: the group whose units the channels are.
+        weight: the convolution's weight, into which a cut folds the scale along `axis`.
+        axis: axis of the input channels.
+    """
+
+    gate: str
+    group: str
+    weight: str
+    axis: int = 1
+
+
+class UnitGate(nn.Module):
+    """Multiplies each unit's activations by its entry of the mask; without one, does nothing.
+
+    It stands behind the activation function: a unit that is off then still has a gradient with
+    respect to its mask, and can come back.
+
+    Args:
+        axis: axis of the units in what is passed in.
+        width: consecutive entries of that axis that are one unit.
+    """
+
+    def __init__(self, *, axis: int = -1, width: int = 1) -> None:
+        super().__init__()
+        self.axis, self.width = axis, width
+        self.mask: Tensor | None = None
+
+    def forward(self, values: Tensor) -> Tensor:
+        if self.mask is None:
+            return values
+        mask = self.mask if self.width == 1 else self.mask.repeat_interleave(self.width)
+        shape = [1] * values.ndim
+        shape[self.axis] = -1
+        return values * mask.to(values.dtype).view(shape)
+
+
+@contextmanager
+def gated(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within, the gates of these paths have these masks; afterwards none."""
+    gates = [(model.get_submodule(path), mask) for path, mask in masks.items()]
+    for gate, mask in gates:
+        assert isinstance(gate, UnitGate), "masks act at gates"
+        gate.mask = mask
+    try:
+        yield
+    finally:
+        for gate, _ in gates:
+            gate.mask = None  # type: ignore[assignment]  # asserted above
