@@ -6,13 +6,16 @@ or cut short anywhere is refused, also where its window would have been whole.
 """
 
 import io
+import re
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, Literal, Self
 
 import av
 import av.error
 import numpy as np
+from av import VideoFrame
 from av.container import InputContainer
+from av.video.stream import VideoStream
 from PIL import Image
 from pydantic import Field, model_validator
 
@@ -22,6 +25,7 @@ from pipelines.modalities.image import fit
 from pipelines.vocabulary import Vocabulary
 
 SHOWN_FRAME_MS = 100
+STRICT = {"err_detect": "explode"}  # stop at damage
 
 
 class VideoFeature(Feature):
@@ -99,32 +103,36 @@ def read_frames(data: bytes, *, feature: VideoFeature) -> Iterator[np.ndarray]:
     """All frames of a file in order, each uint8 (height, width, channels).
 
     FFmpeg conceals damage unless it is told to stop at it, and takes a file that ends early for a
-    short one; the number of frames in the header gives that away.
+    short one; what the header promises gives that away.
 
     Raises:
         BadExampleError: see `encode`.
     """
+    if data.startswith(b"GIF8") and not data.rstrip(b"\0").endswith(b";"):
+        raise BadExampleError(f"truncated video: no end mark in a GIF of {len(data)} bytes")
     try:
-        with av.open(io.BytesIO(data), options={"err_detect": "explode"}) as file:
+        with av.open(io.BytesIO(data), options=STRICT, metadata_errors="replace") as file:
             assert isinstance(file, InputContainer)
             yield from _frames_of(file, feature=feature)
-    except (av.error.FFmpegError, IndexError) as error:  # IndexError: no streams
+    except (av.error.FFmpegError, ValueError) as error:
         raise BadExampleError(f"unreadable video: {error} ({len(data)} bytes)") from error
 
 
 def _frames_of(file: InputContainer, *, feature: VideoFeature) -> Iterator[np.ndarray]:
-    if not file.streams.video:
-        raise BadExampleError("not a video: the file holds no pictures")
+    if not file.streams.video or file.streams.video[0].codec_context is None:
+        raise BadExampleError("not a video: the file holds no pictures that FFmpeg decodes")
     stream, count = file.streams.video[0], 0
-    stream.codec_context.options = {"err_detect": "explode"}
+    stream.codec_context.options = STRICT | {"max_pixels": str(feature.max_pixels)}
     stream.codec_context.thread_count = 1
     width, height = stream.codec_context.width, stream.codec_context.height
     if width * height > feature.max_pixels:
         raise BadExampleError(
             f"frames too large: {width} x {height} pixels, at most {feature.max_pixels}"
         )
+    end_s = 0.0
     for frame in file.decode(stream):
         count += 1
+        end_s = max(end_s, _end_s(frame, stream))
         if count > feature.max_frames:
             raise BadExampleError(f"video too long: over {feature.max_frames} frames")
         if frame.is_corrupt:
@@ -133,6 +141,26 @@ def _frames_of(file: InputContainer, *, feature: VideoFeature) -> Iterator[np.nd
         yield fit(picture, height=feature.height, width=feature.width, channels=feature.channels)
     if count < stream.frames:
         raise BadExampleError(f"truncated video: {count} of {stream.frames} frames")
+    promised_s = 0.0 if stream.frames else _promised_s(file, stream)
+    if promised_s - end_s > 0.75 / float(stream.average_rate or 1):
+        raise BadExampleError(f"truncated video: ends at {end_s:.2f} of {promised_s:.2f} s")
+
+
+def _end_s(frame: VideoFrame, stream: VideoStream) -> float:
+    """When a frame ends."""
+    shown_s = frame.duration * stream.time_base if frame.duration and stream.time_base else 0
+    return (frame.time or 0.0) + float(shown_s or 1 / (stream.average_rate or 1))
+
+
+def _promised_s(file: InputContainer, stream: VideoStream) -> float:
+    """Length of the pictures that a header without a number of frames tells; 0: it tells none.
+
+    Matroska and WebM have it as a tag of each stream, "00:00:01.600000000", and for the whole file.
+    """
+    tag = re.fullmatch(r"(\d+):(\d+):(\d+\.?\d*)", stream.metadata.get("DURATION", ""))
+    if tag:
+        return 3600 * float(tag[1]) + 60 * float(tag[2]) + float(tag[3])
+    return file.duration / av.time_base if file.duration and len(file.streams) == 1 else 0.0
 
 
 def decode(array: np.ndarray, *, feature: VideoFeature, vocabulary: Vocabulary | None) -> bytes:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,32 @@ def test_image_folder_gives_bytes_and_class_in_the_order_of_paths(tmp_path):
         RawRow(b"one/b.png", "one", "one/b.png"),
         RawRow(b"two/c.jpg", "two", "two/c.jpg"),
     ]
+
+
+def test_video_folder_gives_the_bytes_of_videos(tmp_path):
+    for name in ("up/b.webm", "up/a.mp4", "down/c.gif", "up/notes.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    assert read(source("video_folder"), tmp_path) == [
+        RawRow(b"down/c.gif", "down", "down/c.gif"),
+        RawRow(b"up/a.mp4", "up", "up/a.mp4"),
+        RawRow(b"up/b.webm", "up", "up/b.webm"),
+    ]
+
+
+@pytest.mark.parametrize("target", [["a", "b"], {"left": 1.5}, 7, None, "text"])
+def test_jsonl_hands_on_a_target_as_it_is(tmp_path, target):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"x": "y", "target": target}) + "\n")
+    found = read(source("jsonl", input="x", target="target"), tmp_path)
+    assert found == [RawRow("y", target, "a.jsonl:1")]
+
+
+def test_jsonl_reads_files_in_both_columns(tmp_path):
+    for name in ("a.png", "m.png"):
+        (tmp_path / name).write_bytes(name.encode())
+    (tmp_path / "a.jsonl").write_text('{"image": "a.png", "mask": "m.png"}\n')
+    form = source("jsonl", input="image", target="mask", files="image,mask")
+    assert read(form, tmp_path) == [RawRow(b"a.png", b"m.png", "a.jsonl:1")]
 
 
 def test_tsv_finds_its_columns_by_the_header(tmp_path):

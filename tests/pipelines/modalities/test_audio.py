@@ -119,3 +119,33 @@ def test_random_damage_to_a_header_is_refused_or_read_and_never_anything_else():
         damaged[rng.integers(48, size=2)] = rng.integers(256, size=2)
         with contextlib.suppress(BadExampleError):
             assert np.isfinite(encode(damaged.tobytes(), LOG_MEL)).all()
+
+
+def test_clips_of_a_fixed_length_are_cut_or_filled_up_with_the_mean():
+    fixed = LOG_MEL.model_copy(update={"num_frames": 40})
+    short, long = to_wav(tone(440), rate_hz=8_000), to_wav(tone(440, seconds=1), rate_hz=8_000)
+    free = encode(short, LOG_MEL)
+    array = encode(short, fixed)
+    assert (array.shape, fixed.net) == ((40, 16), "spectral")
+    np.testing.assert_array_equal(array[: len(free)], free)
+    assert (array[len(free) :] == 0).all()
+    np.testing.assert_array_equal(encode(long, fixed), encode(long, LOG_MEL)[:40])
+
+
+def test_fixed_standardisation_keeps_loudness():
+    fixed = LOG_MEL.model_copy(update={"standard": (-3.0, 2.0)})
+    loud, quiet = (log_mel((tone(300) / k).astype(np.float32), feature=fixed) for k in (1, 4))
+    assert loud.mean() > quiet.mean() + 0.1
+    silence = log_mel(np.zeros(4_000, np.float32), feature=fixed)
+    np.testing.assert_allclose(silence, (np.log(1e-5) + 3.0) / 2.0, rtol=1e-5)
+
+
+@pytest.mark.parametrize("field", [{"num_frames": 9}, {"standard": (0.0, 1.0)}])
+def test_waveforms_refuse_what_is_of_log_mel(field):
+    with pytest.raises(ValueError, match="are of log_mel"):
+        AudioFeature(representation="waveform", **field)
+
+
+def test_standard_deviation_is_above_zero():
+    with pytest.raises(ValueError, match="the deviation is not above 0"):
+        AudioFeature(representation="log_mel", standard=(0.0, 0.0))

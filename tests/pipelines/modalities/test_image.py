@@ -59,6 +59,13 @@ def test_transparent_lies_on_black():
     assert encode(Image.fromarray(clear), feature=GREY)[..., 0].tolist() == [[0, 0], [255, 255]]
 
 
+def test_half_transparent_colour_is_half_as_bright_in_three_channels():
+    half = np.array([[[200, 100, 0, 128]] * 2] * 2, np.uint8)
+    assert encode(Image.fromarray(half), feature=RGB)[0, 0].tolist() == [100, 50, 0]
+    grey = Image.merge("LA", [Image.new("L", (2, 2), 200), Image.new("L", (2, 2), 128)])
+    assert encode(grey, feature=RGB)[0, 0].tolist() == [100, 100, 100]
+
+
 def test_palette_is_resolved_as_coarsely_as_it_was_stored():
     palette = Image.fromarray(np.full((2, 2, 3), 40, np.uint8)).convert("P")
     assert (
