@@ -1,4 +1,4 @@
-"""Spoken digits: one word a clip, in eight voices and four dialects, for two tasks.
+"""Spoken digits: one word a clip, in eight voices and four dialects, in noise, for two tasks.
 
 A combination of digit, voice and dialect stands in one split only: a test clip is said as no clip
 of training is. The words are said slower than any clip of the corpus of speech, so that no clip
@@ -11,11 +11,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import soundfile
 
 from pipelines.corpora import whole_folder
 from pipelines.corpora.captions import DIGIT_WORDS
 from pipelines.corpora.espeak import Saying, speak_all
 from pipelines.corpora.speech import DIALECTS
+from pipelines.modalities.audio import to_wav
 
 # Name of the class: variant of espeak-ng
 VOICES: Mapping[str, str] = {
@@ -31,6 +33,7 @@ VOICES: Mapping[str, str] = {
 WORDS_PER_MINUTE = (160, 230)
 PITCH = (35, 65)
 PITCH_RANGE = (30, 70)
+SIGNAL_TO_NOISE_DB = (-6.0, 12.0)  # power of the whole clip over that of the white noise
 
 COMBINATIONS = {"test": 48, "validation": 32}  # of 320; training has the others
 # In each split the second task has the first clips of the first alone
@@ -68,6 +71,19 @@ def make(folder: Path, *, seed: int) -> None:
             write_manifests(chosen, split=split, folder=part / split)
             sayings += [saying for saying, _ in chosen]
         speak_all(sayings, folder=part)
+        rng = np.random.default_rng((seed, 2))
+        for saying in sayings:
+            ratio_db = float(rng.uniform(*SIGNAL_TO_NOISE_DB))
+            add_noise(part / saying.path, ratio_db=ratio_db, rng=rng)
+
+
+def add_noise(path: Path, *, ratio_db: float, rng: np.random.Generator) -> None:
+    """Writes a WAV file anew with white noise of so much less power than the sound."""
+    samples_L, rate_hz = soundfile.read(path, dtype="float64")
+    deviation = np.sqrt(np.mean(samples_L**2) / 10 ** (ratio_db / 10))
+    noisy_L = samples_L + rng.normal(0.0, deviation, size=len(samples_L))
+    loudest = max(1.0, float(np.abs(noisy_L).max()))
+    path.write_bytes(to_wav(noisy_L / loudest, rate_hz=rate_hz))
 
 
 def say_combinations(
