@@ -8,7 +8,7 @@ knows of pruning. A gate that has no mask hands its input on as it is.
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor, nn
@@ -67,6 +67,31 @@ class ScaleSite:
     group: str
     weight: str
     axis: int = 1
+
+
+def group_below(group: UnitGroup, path: str) -> UnitGroup:
+    """The group of a part as the whole names it that holds the part at `path`."""
+    return replace(
+        group,
+        name=f"{path}.{group.name}",
+        gates=tuple(f"{path}.{gate}" for gate in group.gates),
+        slices=tuple(slice_below(held, path) for held in group.slices),
+    )
+
+
+def slice_below(held: Slice, path: str) -> Slice:
+    """The slice of a part as the whole names it that holds the part at `path`."""
+    return replace(held, name=f"{path}.{held.name}")
+
+
+def site_below(site: ScaleSite, path: str) -> ScaleSite:
+    """The scale site of a part as the whole names it that holds the part at `path`."""
+    return replace(
+        site,
+        gate=f"{path}.{site.gate}",
+        group=f"{path}.{site.group}",
+        weight=f"{path}.{site.weight}",
+    )
 
 
 class UnitGate(nn.Module):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmtrain.layers.encoded import Encoded
 from mmtrain.layers.grid import GridConvStep, Pair, mask_rows, max_pool, stride_lengths
+from mmtrain.layers.units import Slice
 
 Input = None
 
@@ -125,3 +126,7 @@ class Output(nn.Module):
         x_BYXC = encoded.values_BSD.unflatten(1, (rows, columns))
         lengths_B = encoded.mask_BS.unflatten(1, (rows, columns))[:, :, 0].sum(1)
         return self.project(self.flow(x_BYXC, lengths_B))
+
+    def output_slices(self) -> tuple[Slice, ...]:
+        """Where its scores lie in its weights."""
+        return (Slice("project.weight", axis=0), Slice("project.bias", axis=0))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mmtrain.layers.encoded import Encoded
 from mmtrain.layers.patches import lecun_normal_
+from mmtrain.layers.units import Slice
 
 Input = None
 
@@ -77,3 +78,11 @@ class Output(nn.Module):
 
     def forward(self, encoded: Encoded) -> Tensor:
         return self.project(self.hidden(pool(encoded, self.pool)))
+
+    def input_slices(self) -> tuple[Slice, ...]:
+        """Where the channels that it reads lie in its weights."""
+        return (Slice("hidden.0.weight" if len(self.hidden) else "project.weight", axis=1),)
+
+    def output_slices(self) -> tuple[Slice, ...]:
+        """Where its scores lie in its weights."""
+        return (Slice("project.weight", axis=0), Slice("project.bias", axis=0))

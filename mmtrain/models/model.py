@@ -8,6 +8,11 @@ of this package with a `Body` and its `Config`:
                                       .decode(shifted, Encoded) -> Encoded
                                       .parts(reads): its children that a head depends on
     Config                            frozen, with `model_dim`
+    Body.prunable_units(), .scale_sites()
+                                      optional: what can be cut out of it, see layers/units.py; it
+                                      is built with the counts in `Config.units`. Stems and adapters
+                                      may have both too
+    Body.output_group                 optional: the group whose units are the width that heads read
     NETS                              optional: its own net for a modality net's name, e.g.
                                       {"image": "image_patches"}
     build_adapter(config)             optional: a module Encoded -> Encoded between each stem and
@@ -30,6 +35,7 @@ from torch import Tensor, nn
 
 from mmtrain import modalities
 from mmtrain.layers.encoded import Encoded
+from mmtrain.layers.units import ScaleSite, UnitGroup, group_below, site_below, slice_below
 from pipelines.errors import MMTrainError, UnknownNameError
 from pipelines.modalities import Feature
 
@@ -154,7 +160,7 @@ class MultiTaskModel(nn.Module):
         for task in self.tasks.values():
             if task.input_net not in self.stems:
                 self.stems[task.input_net] = self._build_stem(task)
-                if adapter := build_adapter(config.body):
+                if adapter := build_adapter(units_of_adapter(config.body, task.input_net)):
                     self.adapters[task.input_net] = adapter
             if head_name(task) not in self.heads:
                 self.heads[head_name(task)] = self._build_head(task)
@@ -272,6 +278,51 @@ class MultiTaskModel(nn.Module):
             raise UnknownNameError("task of the model", name, tuple(self.tasks))
         return self.tasks[name]
 
+    def prunable_units(self) -> tuple[UnitGroup, ...]:
+        """Groups of units that may be switched off or cut out: "body.<group>",
+        "stems.<net>.<group>", "adapters.<net>.<group>", by paths of this model.
+
+        Raises:
+            ModelError: the body's width can be cut, and a head cannot follow.
+        """
+        return tuple(
+            self._with_heads(group_below(group, path))
+            for path, part in self._parts()
+            for group in getattr(part, "prunable_units", tuple)()
+        )
+
+    def scale_sites(self) -> tuple[ScaleSite, ...]:
+        """Convolutions whose input channels a scaling mask can multiply, by paths of this model."""
+        return tuple(
+            site_below(site, path)
+            for path, part in self._parts()
+            for site in getattr(part, "scale_sites", tuple)()
+        )
+
+    def _parts(self) -> list[tuple[str, Any]]:
+        """Stems, adapters and the body, in the order in which an input passes them."""
+        kinds = {"stems": self.stems, "adapters": self.adapters}
+        of_nets = [
+            (f"{kind}.{net}", part) for kind, held in kinds.items() for net, part in held.items()
+        ]
+        return [*of_nets, ("body", self.body)]
+
+    def _with_heads(self, group: UnitGroup) -> UnitGroup:
+        """The group with the heads' columns, if its units are what heads read."""
+        if group.name != f"body.{getattr(self.body, 'output_group', None)}":
+            return group
+        slices = list(group.slices)
+        for name, head in self.heads.items():
+            if not hasattr(head, "input_slices"):
+                raise ModelError(
+                    f"head {name}: its net cannot be cut to fewer channels of the body; "
+                    "use the output net 'linear'"
+                )
+            slices += [
+                slice_below(held, f"heads.{name}") for held in cast(Any, head).input_slices()
+            ]
+        return replace(group, slices=tuple(slices))
+
     def parameter_owner(self, name: str) -> str:
         """Who owns the parameter of that name; all parameters of an owner train in the same steps.
 
@@ -305,6 +356,17 @@ class MultiTaskModel(nn.Module):
         owners = self.owners(task)
         named = self.named_parameters()
         return [parameter for name, parameter in named if self.parameter_owner(name) in owners]
+
+
+def units_of_adapter(body: BaseModel, net: str) -> BaseModel:
+    """The body's config with the `units` of one net's adapter, by the adapter's own names.
+
+    The body's config holds them as "adapters.<net>.<group>".
+    """
+    prefix = f"adapters.{net}."
+    units = getattr(body, "units", {})
+    own = {name.removeprefix(prefix): n for name, n in units.items() if name.startswith(prefix)}
+    return body.model_copy(update={"units": own}) if units else body
 
 
 def head_name(task: TaskSpec) -> str:
