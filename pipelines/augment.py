@@ -29,6 +29,7 @@ from pipelines.task import Augmentation, Task
 
 Rng = np.random.Generator
 WINDOW_TRIES = 10
+ROUNDING = 1e-9
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 
@@ -63,23 +64,44 @@ class Window:
     height: float = 1.0
     mirrored: bool = False
 
-    def of_pixels(self, pixels: np.ndarray, *, resample: Image.Resampling) -> np.ndarray:
-        """The window of uint8 (Y, X), stretched to the size of the whole."""
-        rows, columns = pixels.shape
-        sides = (self.left, self.top, self.left + self.width, self.top + self.height)
-        extent = [side * size for side, size in zip(sides, (columns, rows) * 2, strict=True)]
-        picture = Image.fromarray(pixels)
-        seen = picture.transform(
-            (columns, rows), Image.Transform.EXTENT, data=extent, resample=resample
-        )
-        return np.asarray(seen)[:, ::-1] if self.mirrored else np.asarray(seen)
+    def of_planes(self, planes_PYX: np.ndarray, *, resample: Image.Resampling) -> np.ndarray:
+        """The window of each plane, uint8, stretched to the size of the whole.
+
+        A window as large as the whole is moved by whole pixels.
+        """
+        if self.width == self.height == 1.0:
+            seen = self._moved(planes_PYX)
+        else:
+            seen = np.stack([self._stretched(plane, resample) for plane in planes_PYX])
+        return seen[..., ::-1] if self.mirrored else seen
 
     def of_frames(self, pixels: np.ndarray) -> np.ndarray:
         """The same window of each frame and channel of uint8 (..., Y, X, C)."""
-        planes = np.moveaxis(pixels, -1, 0).reshape(-1, *pixels.shape[-3:-1])
-        seen = [self.of_pixels(plane, resample=Image.Resampling.BILINEAR) for plane in planes]
-        whole = np.stack(seen).reshape(pixels.shape[-1], *pixels.shape[:-1])
-        return np.ascontiguousarray(np.moveaxis(whole, 0, -1))
+        planes = np.moveaxis(pixels, -1, 0)
+        flat = planes.reshape(-1, *planes.shape[-2:])
+        seen = self.of_planes(flat, resample=Image.Resampling.BILINEAR).reshape(planes.shape)
+        return np.ascontiguousarray(np.moveaxis(seen, 0, -1))
+
+    def _moved(self, planes: np.ndarray) -> np.ndarray:
+        rows, columns = planes.shape[-2:]
+        down = min(max(round(self.top * rows), -rows), rows)
+        right = min(max(round(self.left * columns), -columns), columns)
+        inner = (slice(max(0, down), rows + down), slice(max(0, right), columns + right))
+        outer = (slice(max(0, -down), rows - down), slice(max(0, -right), columns - right))
+        out = np.zeros_like(planes)
+        out[..., outer[0], outer[1]] = planes[..., inner[0], inner[1]]
+        return out
+
+    def _stretched(self, plane: np.ndarray, resample: Image.Resampling) -> np.ndarray:
+        size = (plane.shape[1], plane.shape[0])
+        sides = (self.left, self.top, self.left + self.width, self.top + self.height)
+        picture = Image.fromarray(plane)
+        if min(sides) >= 0 and max(sides) <= 1 + ROUNDING:
+            edges = np.multiply(np.minimum(sides, 1.0), size * 2).tolist()
+            return np.asarray(picture.resize(size, resample, box=edges))  # 3 times as fast
+        edges = np.multiply(sides, size * 2).tolist()
+        extent = Image.Transform.EXTENT
+        return np.asarray(picture.transform(size, extent, data=edges, resample=resample))
 
     def of_box(self, box: np.ndarray) -> np.ndarray | None:
         """A box (left, top, right, bottom) in shares of the window; None: its middle is outside."""
@@ -343,7 +365,7 @@ def _moved(example: Example, *, change: Move, targets: str, rng: Rng) -> Example
     for _ in range(WINDOW_TRIES):
         window, moved = change.window(height=height, width=width, rng=rng), example.targets
         if targets == "mask":
-            moved = window.of_pixels(moved, resample=Image.Resampling.NEAREST)
+            moved = window.of_planes(moved[None], resample=Image.Resampling.NEAREST)[0]
         elif targets == "numbers":
             moved = window.of_box(moved)
         if moved is not None:

@@ -9,7 +9,8 @@ The name is the module: `pipelines/modalities/<modality>.py` defines
     collate(arrays, *, feature) -> Padded            the arrays of a batch, padded and stacked
 
 All are functions of one row or one batch: no state, no Ray. `encode` raises `BadExampleError`
-with the reason when a raw value cannot be used.
+with the reason when a raw value cannot be used. `vocabulary` is None where no task of a run has
+text.
 """
 
 import importlib
