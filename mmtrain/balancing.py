@@ -14,7 +14,7 @@ from mmtrain.models.model import LOG_VARIANCES, MultiTaskModel
 
 def add_log_variances(model: MultiTaskModel) -> None:
     """Gives the model a log-variance for each task, at first 0: the losses as they are."""
-    zeros = {task: nn.Parameter(torch.zeros(1)) for task in model.tasks}
+    zeros = {f"of_{task}": nn.Parameter(torch.zeros(1)) for task in model.tasks}
     model.add_module(LOG_VARIANCES, nn.ParameterDict(zeros))
 
 
@@ -29,7 +29,7 @@ def uncertain_loss(loss: Tensor, *, model: MultiTaskModel, task: str, parts: int
         task: whose loss it is.
         parts: shares that make up the step's loss of the task.
     """
-    log_variance = getattr(model, LOG_VARIANCES)[task].float().squeeze()
+    log_variance = getattr(model, LOG_VARIANCES)[f"of_{task}"].float().squeeze()
     factor = 0.5 if model.task(task).loss == "squared_error" else 1.0
     return factor * torch.exp(-log_variance) * loss + log_variance / (2 * parts)
 

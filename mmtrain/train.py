@@ -82,9 +82,9 @@ def train_worker(job: Job, post: Post) -> None:
     start_model(
         model, recipe, corpora.vocabulary, registry=job.tracking.uri, resumes=saved is not None
     )
-    owners = {task: model.owners(task) for task in recipe.tasks}
     if recipe.balancing == "uncertainty":
         add_log_variances(model)
+    owners = {task: model.owners(task) for task in recipe.tasks}
     monitor = GradientMonitor.of(recipe, model)
     optimizer, device = run_optimizer(recipe), ranks.device
     engine = build_engine(recipe.engine, model=model, optimizer=optimizer, device=device)

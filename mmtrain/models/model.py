@@ -42,7 +42,7 @@ from pipelines.modalities import Feature
 __all__ = ["Encoded", "ModelConfig", "MultiTaskModel", "Outputs", "TaskSpec", "build_model"]
 
 
-LOG_VARIANCES = "log_variances"  # child that loss balancing adds, one parameter a task
+LOG_VARIANCES = "log_variances"  # child that loss balancing adds: a parameter "of_<task>" for each
 
 
 class ModelError(MMTrainError):
@@ -333,7 +333,7 @@ class MultiTaskModel(nn.Module):
         if kind in ("stems", "adapters"):
             return f"modality/{child}"
         if kind == LOG_VARIANCES:
-            return f"task/{child}"
+            return f"task/{child.removeprefix('of_')}"
         if kind == "heads":
             return f"task/{child}" if child in self.tasks else f"modality/{child}_output"
         is_expert = getattr(self.get_parameter(name), "is_expert", False)
@@ -343,7 +343,7 @@ class MultiTaskModel(nn.Module):
         """Owners whose parameters a step on that task trains, all of them and no others."""
         spec = self.task(task)
         used = {f"stems.{spec.input_net}", f"adapters.{spec.input_net}", f"heads.{head_name(spec)}"}
-        used |= {f"{LOG_VARIANCES}.{task}"}
+        used |= {f"{LOG_VARIANCES}.of_{task}"}
         used |= {f"body.{part}" for part in self.body.parts(self.head(task).reads)}
         return frozenset(
             self.parameter_owner(name)

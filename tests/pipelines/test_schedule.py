@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from pipelines.adaptive import AdaptiveConfig
 from pipelines.errors import PlanError, UnknownNameError
 from pipelines.schedule import (
     COUNT_EVERY,
@@ -14,16 +15,18 @@ from pipelines.schedule import (
     Schedule,
     ScheduleConfig,
     build_schedule,
+    run_steps,
     split_steps,
 )
+from tests.pipelines.toy_corpus import toy_task
 
 RATES = {"a": 3.0, "b": 5.0, "c": 7.0}
 
 
 def laid_out(
-    name: str, num_steps: int, *, rates: dict[str, float] = RATES, seed: int = 0
+    name: str, num_steps: int, *, rates: dict[str, float] = RATES, seed: int = 0, **fields
 ) -> Schedule:
-    config = ScheduleConfig(name=name, rates=rates)
+    config = ScheduleConfig(name=name, rates=rates, **fields)
     return build_schedule(config, tasks=tuple(rates), num_steps=num_steps, seed=seed)
 
 
@@ -86,6 +89,51 @@ def test_each_task_gets_exactly_the_steps_it_asks_for(rates, name, seed):
 
 
 @settings(max_examples=40, deadline=None)
+@given(
+    own=st.lists(st.integers(1, 20_000), min_size=1, max_size=9),
+    name=st.sampled_from(["weighted", "task_by_task", "mixture"]),
+    seed=st.integers(0, 2**31),
+)
+def test_steps_of_own_runs_are_exact_where_the_run_is_as_long_as_all(own, name, seed):
+    steps = {f"task{i}": count for i, count in enumerate(own)}
+    schedule = build_schedule(
+        ScheduleConfig(name=name, remainder="refuse"),
+        tasks=tuple(steps),
+        num_steps=sum(own),
+        seed=seed,
+        own_steps=steps,
+    )
+    assert schedule.counts_before(sum(own)) == steps
+
+
+@settings(max_examples=40, deadline=None)
+@given(own=st.lists(st.integers(1, 500), min_size=1, max_size=9))
+def test_accumulating_trains_as_many_mini_batches_as_the_tasks_own_runs(own):
+    tasks = [toy_task(f"task{i}", num_steps=count) for i, count in enumerate(own)]
+    config = ScheduleConfig(name="accumulating")
+    num_steps = run_steps(tasks, config=config)
+    assert 0 <= sum(own) - num_steps * len(own) < len(own)
+    assert run_steps(tasks, config=ScheduleConfig()) == sum(own)
+
+
+def test_steps_that_cannot_be_shared_out_are_refused_with_the_numbers():
+    with pytest.raises(PlanError, match=r"16 steps .*\['a', 'b', 'c'\].*use 15 or 18, or set"):
+        laid_out("uniform", 16, remainder="refuse")
+    with pytest.raises(PlanError, match=r"20 steps .*use 15 or 30, or set"):
+        laid_out("weighted", 20, remainder="refuse")
+    with pytest.raises(PlanError, match=r"no mini-batch for \['c'\] in 2"):
+        laid_out("alternating", 2)
+    tasks = [toy_task(name, num_steps=count) for name, count in (("a", 3), ("b", 4))]
+    config = ScheduleConfig(name="accumulating", remainder="refuse")
+    with pytest.raises(PlanError, match=r"7 steps cannot be shared .*use 6 or 8"):
+        run_steps(tasks, config=config)
+    with pytest.raises(PlanError, match=r"tasks \['b'\] have no num_steps"):
+        run_steps([tasks[0], toy_task("b")], config=config)
+    with pytest.raises(PlanError, match=r"set schedule\.name=mixture"):
+        laid_out("weighted", 15, rates_at={0: {"a": 1.0}})
+
+
+@settings(max_examples=40, deadline=None)
 @given(num_tasks=st.integers(1, 7), num_steps=st.integers(7, 200), seed=st.integers(0, 2**31))
 def test_uniform_counts_differ_by_one_at_most(num_tasks, num_steps, seed):
     rates = {f"task{i}": 1.0 for i in range(num_tasks)}
@@ -96,7 +144,7 @@ def test_uniform_counts_differ_by_one_at_most(num_tasks, num_steps, seed):
 
 @pytest.mark.parametrize("name", sorted(SCHEDULES))
 def test_counts_before_a_step_are_those_of_the_steps_before_it(name):
-    schedule = laid_out(name, 45)
+    schedule = laid_out(name, 45, adaptive=AdaptiveConfig(decide_every=15))
     seen = Counter({"a": 0, "b": 0, "c": 0})
     for step in range(schedule.num_steps):
         assert schedule.counts_before(step) == seen

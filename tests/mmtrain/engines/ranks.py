@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.nn import functional
 from toy import ADAM, SGD, STALE, ToyModel, global_batch, task_of, toy_model, train
 
 from mmtrain import checkpoint, checkpoint_files
 from mmtrain.checkpoint import CheckpointError, Progress
 from mmtrain.engines import EngineConfig, EngineError, build_engine
+from mmtrain.gradients import build_gradients
 from mmtrain.losses import cross_entropy
 from mmtrain.models import multimodel
 from mmtrain.models.model import ModelConfig, TaskSpec, build_model
@@ -71,6 +73,26 @@ def straight(layout: str, micros: str, steps: str) -> dict[str, Any]:
     return {"trace": trace, "weights": weights(engine)}
 
 
+def projected(layout: str) -> dict[str, Any]:
+    """6 steps of both tasks at once, without their conflicts, two micro-batches of each."""
+    engine = engine_of(layout)
+    gradients = build_gradients("pcgrad", engine=engine, seed=0)
+    trace = []
+    for step in range(6):
+        for task in ("red", "blue"):
+            for micro in range(2):
+                inputs, labels = global_batch(step, 2 * (task == "red") + micro)
+                rows = slice(engine.rank, None, engine.world_size)
+                logits = engine.forward(task=task, inputs=inputs[rows]).logits.float()
+                loss = functional.cross_entropy(logits, labels[rows], reduction="sum")
+                gradients.add(task, loss / 24)
+        gradients.finish(step)
+        owners = engine.model.owners("red") | engine.model.owners("blue")
+        stats = engine.step(learning_rates=dict.fromkeys(owners, 0.01))
+        trace.append((0.0, stats.gradient_norm))
+    return {"trace": trace, "weights": weights(engine)}
+
+
 def save(layout: str, folder: str) -> dict[str, Any]:
     """6 steps, a checkpoint, 6 more."""
     engine = engine_of(layout)
@@ -88,6 +110,34 @@ def resume(layout: str, folder: str) -> dict[str, Any]:
     progress = checkpoint.restore(ref, engine=engine)
     trace = train(engine, first=progress.step, last=12)
     return {"trace": trace, "digests": digests(engine), "weights": weights(engine)}
+
+
+def frozen_engine(layout: str, *, seed: int = 0) -> Any:
+    """All but the heads frozen before the engine takes the model."""
+    model = toy_model(seed)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("heads."))
+    return build_engine(LAYOUTS[layout], model=model, optimizer=ADAM)
+
+
+def frozen_save(layout: str, folder: str) -> dict[str, Any]:
+    """6 steps of the heads alone, a checkpoint, 6 more."""
+    engine = frozen_engine(layout)
+    before = weights(engine)
+    train(engine, first=0, last=6)
+    checkpoint.save(folder, engine=engine, progress=Progress(step=6))
+    trace = train(engine, first=6, last=12)
+    return {"before": before, "trace": trace, "weights": weights(engine)}
+
+
+def frozen_resume(layout: str, folder: str) -> dict[str, Any]:
+    """From that checkpoint: steps 6 to 12. The weights start elsewhere."""
+    engine = frozen_engine(layout, seed=5)
+    ref = checkpoint.latest(folder)
+    assert ref is not None
+    progress = checkpoint.restore(ref, engine=engine)
+    trace = train(engine, first=progress.step, last=12)
+    return {"trace": trace, "weights": weights(engine)}
 
 
 def idle(layout: str) -> dict[str, Any]:

@@ -124,7 +124,8 @@ def test_betas_of_a_step_are_those_given_and_then_the_configs_again():
 
 def test_micro_batches_add_up_to_the_same_step():
     engines = [
-        build_engine(EngineConfig(name="torch"), model=toy_model(), optimizer=ADAM) for _ in range(2)
+        build_engine(EngineConfig(name="torch"), model=toy_model(), optimizer=ADAM)
+        for _ in range(2)
     ]
     inputs, labels = global_batch(0, 0)
     for engine, parts in zip(engines, (1, 3), strict=True):
