@@ -20,7 +20,7 @@ from pipelines import modalities
 from pipelines.errors import UnknownNameError
 from pipelines.modalities import Feature
 
-THRESHOLD = 0.5  # probability from which one of several classes is said to be there
+PRESENT = 0.5  # probability from which one of several classes is said to be there
 NOTHING = "nothing"  # in place of the names of no classes at all
 _MAX_CLASSES_SHOWN = 5
 
@@ -103,9 +103,10 @@ def _probabilities(logits_BV: Tensor, spec: TaskSpec) -> np.ndarray:
 
 def _label_answers(logits_BV: Tensor, spec: TaskSpec, feature: Feature) -> list[Prediction]:
     log_probs_BV = _class_log_probs(logits_BV, spec)
-    best = log_probs_BV.topk(min(_MAX_CLASSES_SHOWN, log_probs_BV.shape[-1]), dim=-1)
+    sorted_BV = log_probs_BV.sort(dim=-1, descending=True, stable=True)  # of equals the first
+    values_BV, ids_BV = (part[:, :_MAX_CLASSES_SHOWN].tolist() for part in sorted_BV)
     answers = []
-    for scores, ids in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+    for scores, ids in zip(values_BV, ids_BV, strict=True):
         names = [_label_text(np.array(number), feature) for number in ids]
         probabilities = dict(zip(names, np.exp(scores).tolist(), strict=True))
         answers.append(Prediction(names[0], scores[0], probabilities))
@@ -121,7 +122,7 @@ def _label_text(array: np.ndarray, feature: Feature) -> str:
 
 def _multilabel_answers(logits_BV: Tensor, spec: TaskSpec, feature: Feature) -> list[Prediction]:
     probabilities_BV = _probabilities(logits_BV, spec)
-    said_BV = probabilities_BV >= THRESHOLD
+    said_BV = probabilities_BV >= PRESENT
     log_probs_B = functional.logsigmoid(logits_BV.float().abs()).sum(-1).tolist()
     names = _names(feature)
     answers = []

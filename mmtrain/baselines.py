@@ -1,8 +1,9 @@
 """Trivial predictors: what each task must beat. Named as in `Task.baseline`.
 
-A baseline learns from the training split alone and answers from the input alone: it hands on a
-function from the input's text to answers, best first. What is measured with true tokens given
-(token accuracy, log-perplexity) has its own trivial predictor, the bigram model.
+A baseline learns from the training split alone. Of text, it answers from the input alone: it hands
+on a function from the input's text to answers, best first; what is measured with true tokens given
+(token accuracy, log-perplexity) has its own trivial predictor, the bigram model. Of targets with a
+fixed number of scores, it hands on the scores that it gives every example, as a model's head would.
 """
 
 import math
@@ -10,12 +11,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pipelines.errors import UnknownNameError
+import numpy as np
+
+from mmtrain.models.model import TaskSpec
+from pipelines.errors import MMTrainError, UnknownNameError
 from pipelines.modalities.tree import Tree, linearise, read_linearised
 
 _START = -1  # stands before the first token
 
 Answer = Callable[[str], tuple[str, ...]]
+
+
+class BaselineError(MMTrainError):
+    """A baseline that cannot be fitted to a task's targets."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +32,6 @@ class Pair:
 
     input: str
     target: str
-
-
-def majority_class(train: Sequence[Pair]) -> Answer:
-    """Always the classes in falling order of training frequency."""
-    ranked = _by_frequency(pair.target for pair in train)
-    return lambda _: ranked
 
 
 def most_frequent_target(train: Sequence[Pair]) -> Answer:
@@ -69,19 +71,100 @@ def right_branching_tree(train: Sequence[Pair]) -> Answer:
     return answer
 
 
-BASELINES = (majority_class, most_frequent_target, copy_source, right_branching_tree)
+def majority_class(targets: Iterable[np.ndarray], *, spec: TaskSpec) -> np.ndarray:
+    """Always the training frequency of each class, of each part where there are several: (V,).
+
+    p(v) = (c(v) + (c(v) + 1) / (N + V)) / (N + 1)        as `BigramModel`, for a single token
+    """
+    rows_NK = np.stack([np.atleast_1d(target) for target in targets])
+    groups = spec.output_groups or (spec.num_outputs or 0,)
+    shares = []
+    for ids_N, size in zip(rows_NK.T, groups, strict=True):
+        counts_V = np.bincount(ids_N, minlength=size)
+        alone_V = (counts_V + 1) / (len(ids_N) + size)
+        shares.append((counts_V + alone_V) / (len(ids_N) + 1))
+    return _scores(np.concatenate(shares), spec=spec)
+
+
+def label_frequency(targets: Iterable[np.ndarray], *, spec: TaskSpec) -> np.ndarray:
+    """Always the share of training examples that have each class, (c + 1) / (N + 2): (V,)."""
+    rows_NV = np.stack(list(targets))
+    return _scores((rows_NV.sum(axis=0) + 1) / (len(rows_NV) + 2), spec=spec)
+
+
+def mean_value(targets: Iterable[np.ndarray], *, spec: TaskSpec) -> np.ndarray:
+    """Always the mean of each value over the training examples: (K,)."""
+    return np.stack(list(targets)).mean(axis=0, dtype=np.float64)
+
+
+def majority_element(targets: Iterable[np.ndarray], *, spec: TaskSpec) -> np.ndarray:
+    """Always the training frequency of each class at each pixel, (c + 1) / (N + V): (Y, X, V)."""
+    counts_YXV, num_examples = np.zeros(1, dtype=np.int64), 0
+    classes_V = np.arange(spec.num_outputs or 0)
+    for target_YX in targets:
+        counts_YXV = counts_YXV + (target_YX[..., None] == classes_V)
+        num_examples += 1
+    return _scores((counts_YXV + 1) / (num_examples + len(classes_V)), spec=spec)
+
+
+def _scores(shares: np.ndarray, *, spec: TaskSpec) -> np.ndarray:
+    """What a head would give for these probabilities under the task's loss."""
+    if spec.loss == "sigmoid_cross_entropy":
+        return np.log(shares) - np.log1p(-shares)
+    return np.log(shares)
+
+
+TEXT_BASELINES = {
+    function.__name__: function
+    for function in (most_frequent_target, copy_source, right_branching_tree)
+}
+SCORE_BASELINES = {  # with the modalities of targets that each takes
+    majority_class: ("label", "labels"),
+    label_frequency: ("multilabel",),
+    mean_value: ("numbers",),
+    majority_element: ("mask",),
+}
+_FOR_SCORES = {function.__name__: function for function in SCORE_BASELINES}
+
+
+def check_baseline(name: str, *, modality: str, task: str) -> None:
+    """Refuses a baseline that does not take a task's targets.
+
+    Raises:
+        UnknownNameError: there is no such baseline.
+        BaselineError: it does not take them; names those that do.
+    """
+    known = (*TEXT_BASELINES, *_FOR_SCORES)
+    if name not in known:
+        raise UnknownNameError("baseline", name, known)
+    fitting = [f.__name__ for f, takes in SCORE_BASELINES.items() if modality in takes]
+    if name not in (fitting or TEXT_BASELINES):
+        raise BaselineError(
+            f"task {task}: baseline {name!r} does not take {modality} targets; set baseline to "
+            f"{' or '.join(map(repr, fitting or TEXT_BASELINES))}"
+        )
 
 
 def load_baseline(name: str) -> Callable[[Sequence[Pair]], Answer]:
-    """The baseline of a name.
+    """The baseline of texts of a name.
 
     Raises:
         UnknownNameError: there is none.
     """
-    known = {function.__name__: function for function in BASELINES}
-    if name not in known:
-        raise UnknownNameError("baseline", name, tuple(known))
-    return known[name]
+    if name not in TEXT_BASELINES:
+        raise UnknownNameError("baseline of texts", name, tuple(TEXT_BASELINES))
+    return TEXT_BASELINES[name]
+
+
+def fit_scores(name: str, targets: Iterable[np.ndarray], *, spec: TaskSpec) -> np.ndarray:
+    """The scores that a baseline gives every example, shaped as a head's for one example.
+
+    Raises:
+        UnknownNameError: there is no such baseline of scores.
+    """
+    if name not in _FOR_SCORES:
+        raise UnknownNameError("baseline of scores", name, tuple(_FOR_SCORES))
+    return _FOR_SCORES[name](targets, spec=spec)
 
 
 def _by_frequency(values: Iterable[str]) -> tuple[str, ...]:
@@ -115,11 +198,11 @@ class BigramModel:
 
         p(b | a) = (c(a, b) + p(b)) / (c(a) + 1),   p(b) = (c(b) + 1) / (c + V)
 
-    Fitted on training targets; for a class (one token) it is the class's share.
+    Fitted on training targets.
 
     Args:
         sequences: token ids of training targets, end token included.
-        vocab_size: V, ids or classes.
+        vocab_size: V.
     """
 
     def __init__(self, sequences: Iterable[Sequence[int]], *, vocab_size: int) -> None:

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from mmtrain.models.model import ModelConfig, MultiTaskModel, TaskSpec, build_model
 from pipelines import modalities
-from pipelines.errors import MMTrainError
+from pipelines.errors import MMTrainError, first_problem
 from pipelines.modalities import Feature
 from pipelines.task import Task
 from pipelines.vocabulary import Vocabulary
@@ -236,7 +236,8 @@ def load_card(folder: Path) -> tuple[Card, str]:
     try:
         card = Card.model_validate_json(contents)
     except ValidationError as error:
-        raise BundleError(f"{path} is not a card that this version reads: {error}") from None
+        problem = first_problem(error)
+        raise BundleError(f"{path} is not a card that this version reads: {problem}") from None
     if WEIGHTS not in card.files:
         raise BundleError(f"{path} lists no {WEIGHTS}; export the model again")
     return card, hashlib.sha256(contents).hexdigest()

@@ -138,6 +138,11 @@ class Predictor:
             encoded = self.encode(task, arrays)
             return self._read(self.task(task), encoded, beam_size=beam_size)
 
+    def logits(self, task: str, arrays: Sequence[np.ndarray]) -> Tensor:
+        """Scores of one batch of encoded inputs, of a task with a fixed number of them."""
+        with torch.inference_mode():
+            return self.model.answer(task, self.encode(task, arrays)).logits
+
     def encode(self, task: str, arrays: Sequence[np.ndarray]) -> Encoded:
         """One batch of encoded inputs as the body leaves them, for this task or one like it."""
         inputs, lengths = self.to_batch(self.task(task).inputs, arrays)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipelines.errors import MMTrainError
+from pipelines.errors import MMTrainError, first_problem
 
 RESULTS_FILE = "results.json"
 
@@ -26,7 +26,7 @@ class Score(BaseModel):
 
     metric: str = Field(description="Function of mmtrain/metrics.py.")
     label: str = Field(description="The metric as a person calls it.")
-    unit: Literal["%", "nats"] = Field(description="Unit of value and baseline.")
+    unit: Literal["%", "nats", ""] = Field(description="Unit of value and baseline.")
     higher_is_better: bool
     value: float
     baseline: float
@@ -40,16 +40,23 @@ class Score(BaseModel):
 
 
 class Sample(BaseModel):
-    """One example with what was predicted for it. Media are `data:` URIs, text is text."""
+    """One example with what was predicted for it. Media are `data:` URIs, text is text.
+
+    Of a mask or a box there are pictures of both, drawn over the input where it is one.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     example_id: int
-    input: str = Field(description="The text, or a data URI of an image or a sound.")
+    input: str = Field(description="The text, or a data URI of an image, a video or a sound.")
     input_kind: Literal["text", "image", "audio"]
     reference: str
     prediction: str
-    log_prob: float = Field(description="Natural log of the prediction's probability.")
+    log_prob: float | None = Field(
+        description="Natural log of the prediction's probability; None where it has none."
+    )
+    reference_picture: str | None = Field(default=None, description="Data URI of a drawn answer.")
+    prediction_picture: str | None = Field(default=None, description="Likewise, of the model's.")
 
 
 class SplitResult(BaseModel):
@@ -156,4 +163,5 @@ def read_results(path: Path) -> Results:
     except FileNotFoundError:
         raise ResultsError(f"no results at {path}; `mmtrain evaluate` writes them") from None
     except ValidationError as error:
-        raise ResultsError(f"{path} is not a results file of this version: {error}") from None
+        problem = first_problem(error)
+        raise ResultsError(f"{path} is not a results file of this version: {problem}") from None

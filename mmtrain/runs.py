@@ -17,12 +17,14 @@ from torch import Tensor
 
 from mmtrain import checkpoint, losses
 from mmtrain.balancing import without_log_variances
+from mmtrain.baselines import check_baseline
 from mmtrain.checkpoint import CheckpointRef, Progress
 from mmtrain.engines import check_combination
 from mmtrain.export import Lineage, bundle_task, code_version, save_bundle
 from mmtrain.gradients import check_balancing
 from mmtrain.initialize import frozen_owners, plan_recipe_start, tell_start
 from mmtrain.layers.moe import MoE
+from mmtrain.metrics import check_metrics
 from mmtrain.mixup import check_mixup
 from mmtrain.models.model import TaskSpec, build_model, net_of
 from mmtrain.optim import OptimizerConfig
@@ -183,6 +185,8 @@ def prepare_run(
     """
     for name, task in recipe.tasks.items():
         losses.check_loss(task.loss or task.targets.loss, task.targets, task=name)
+        check_metrics(task.metrics, task.targets, task=name)
+        check_baseline(task.baseline, modality=task.targets.modality, task=name)
         check_augmentations(task)
         check_mixup(task)
     check_balancing(recipe.balancing, engine=recipe.engine, schedule=recipe.schedule)
