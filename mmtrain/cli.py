@@ -74,7 +74,10 @@ def quickstart(
 
 @app.command("list")
 def list_names(
-    kind: Annotated[str, typer.Argument(help="recipes, tasks, schedules, modalities, models")],
+    kind: Annotated[
+        str,
+        typer.Argument(help="recipes, tasks, schedules, modalities, augmentations, models"),
+    ],
     as_json: AsJson = False,
 ) -> None:
     """List what there is of a kind, a line each."""

@@ -53,6 +53,16 @@ def modalities() -> dict[str, str]:
     return _modules(modalities)
 
 
+def augmentations() -> dict[str, str]:
+    """Random changes of training examples that a task may ask for, with their settings."""
+    from pipelines.augment import AUGMENTATIONS
+
+    return {
+        name: f"{_first_line(kind)} Settings: {', '.join(kind.model_fields)}."
+        for name, kind in AUGMENTATIONS.items()
+    }
+
+
 def models() -> dict[str, str]:
     """Model families."""
     from mmtrain import models
@@ -65,5 +75,6 @@ KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "tasks": tasks,
     "schedules": schedules,
     "modalities": modalities,
+    "augmentations": augmentations,
     "models": models,
 }

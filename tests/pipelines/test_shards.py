@@ -79,8 +79,14 @@ def test_changed_manifest_is_refused(manifest):
     with pytest.raises(CorpusError, match="changed since it was built"):
         open_manifest(manifest.folder)
     path.write_text("{}")
-    with pytest.raises(CorpusError, match="cannot be read"):
+    with pytest.raises(CorpusError, match="cannot be read: task: Field required; run") as caught:
         open_manifest(manifest.folder)
+    assert "\n" not in str(caught.value)
+    path.write_text("{" * 5_000)
+    with pytest.raises(CorpusError, match=r"cannot be read: Invalid JSON") as caught:
+        open_manifest(manifest.folder)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 500
 
 
 def test_missing_or_shorter_shard_is_refused_by_name(manifest):
