@@ -137,13 +137,19 @@ def sigmoid_cross_entropy(
         targets: (B, V) with 1 (or a share) where a class is there; or (B, 1) or (B,) class ids.
         label_smoothing: s.
     """
+    losses_BV = sigmoid_losses(logits, targets, label_smoothing=label_smoothing)
+    return LossSum(total=losses_BV.sum(), count=_count_rows(logits))
+
+
+def sigmoid_losses(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """What `sigmoid_cross_entropy` sums, of its arguments: (B, V)."""
     logits_BV, targets_BV = logits.float(), _multi_hot(targets, like=logits)
     if label_smoothing:
         targets_BV = targets_BV * (1 - label_smoothing) + label_smoothing / logits.shape[-1]
     loss_BV = functional.binary_cross_entropy_with_logits(logits_BV, targets_BV, reduction="none")
     if label_smoothing:
         loss_BV = loss_BV - torch.special.entr(targets_BV) - torch.special.entr(1 - targets_BV)
-    return LossSum(total=loss_BV.sum(), count=_count_rows(logits))
+    return loss_BV
 
 
 def grouped_cross_entropy(
