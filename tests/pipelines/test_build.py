@@ -19,8 +19,10 @@ from pipelines.build import (
 from pipelines.errors import BuildError
 from pipelines.fingerprint import syntax
 from pipelines.joint_vocabulary import joint_vocabulary
+from pipelines.modalities import video
 from pipelines.modalities.image import ImageFeature, to_png
 from pipelines.modalities.label import LabelFeature
+from pipelines.modalities.video import VideoFeature
 from pipelines.shards import COMPLETED, QUARANTINE, open_manifest, shard_folder
 from pipelines.task import Source, Task
 from pipelines.writer import UnitReport, write_unit
@@ -281,3 +283,24 @@ def test_progress_counts_the_shards_of_all_splits_of_a_task(tmp_path, no_ray):
     told = []
     build_splits(jobs, data_dir=tmp_path, config=config, progress=lambda *fact: told.append(fact))
     assert told == [("copy", done, 8) for done in range(1, 9)]
+
+
+def test_video_cut_half_way_is_quarantined_with_its_reason(tmp_path, no_ray):
+    clip = VideoFeature(height=4, width=4, channels=1, num_frames=3, min_frames=2)
+    frames = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 1), dtype=np.uint8)
+    whole = video.decode(frames, feature=clip, vocabulary=None)
+    short = video.decode(frames[:1], feature=clip, vocabulary=None)
+    folder = tmp_path / "raw" / "shades" / "train" / "one"
+    folder.mkdir(parents=True)
+    for name, data in (("a", whole), ("b", whole[: len(whole) // 2]), ("c", short)):
+        (folder / f"{name}.mp4").write_bytes(data)
+    source = Source(uri="raw/shades", format="video_folder", splits=("train",))
+    task, config = shade_task(), toy_config()
+    task = task.model_copy(update={"source": source, "inputs": clip})
+    job = plan_split(task, "train", data_dir=tmp_path, vocabulary=None, config=config)
+    run(job, tmp_path, max_bad_share=0.7)
+    assert open_manifest(job.folder).num_examples == 1
+    lines = [json.loads(line) for line in (job.folder / QUARANTINE).read_text().splitlines()]
+    assert [line["origin"] for line in lines] == ["one/b.mp4", "one/c.mp4"]
+    assert lines[0]["reason"].startswith("unreadable video: ")
+    assert lines[1]["reason"].startswith("clip too short: 1 frames")
