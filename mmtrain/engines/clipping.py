@@ -44,6 +44,21 @@ def norm_over_ranks(gradients: Iterable[Tensor]) -> Tensor:
     return square.sqrt()
 
 
+def measure_norm_once(zero: Any) -> None:
+    """Has the global norm measured over all groups in one go and with one all-reduce.
+
+    DeepSpeed measures it tensor by tensor and reduces it group by group: with a group for each
+    owner that was half of what ZeRO costs on a small model.
+    """
+
+    def measure() -> Tensor:
+        groups = zero.averaged_gradients  # a dict in the order of first use: a resumed run differs
+        return norm_over_ranks(gradient for number in sorted(groups) for gradient in groups[number])
+
+    zero.scaled_global_norm = measure  # ZeRO 1 and 2
+    zero._get_norm_groups = lambda: [measure()]  # ZeRO 3
+
+
 class _Clipped(OwnerOptimizer):
     """For ZeRO 0, where DeepSpeed would not measure the norm: clips when it steps."""
 

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mmtrain.engines import EngineConfig, ParameterState, StepStats, check_combination
-from mmtrain.engines.clipping import CLIPPED, ClippedAdamW, ClippedSGD, norm_over_ranks
+from mmtrain.engines.clipping import CLIPPED, ClippedAdamW, ClippedSGD, measure_norm_once
 from mmtrain.engines.open_outputs import open_outputs
 from mmtrain.engines.pieces import (
     Entry,
@@ -33,6 +33,7 @@ from mmtrain.engines.pieces import (
     writers,
 )
 from mmtrain.engines.recompute import recompute_blocks
+from mmtrain.engines.wrapped import Wrapped
 from mmtrain.engines.zero_config import zero_config
 from mmtrain.optim import OPTIMIZERS, OptimizerConfig, parameter_groups
 
@@ -70,11 +71,27 @@ class DeepSpeedEngine:
             recompute_blocks(model)
         self._expert_group = shard_experts(model, ep_size=config.ep_size)
         self._parameters = dict(model.named_parameters())
+        self._ep_size, self._low_precision = config.ep_size, config.precision == "bf16"
+        self._frozen = self._frozen_weights() if self._low_precision else {}
         kinds = OPTIMIZERS if self._stage else CLIPPED
         self._optimizer = kinds[optimizer.name](self._groups(optimizer), config=optimizer)
         self._moments = self._optimizer.moments
         self._engine = self._initialize(config, optimizer=optimizer)
         self._create_states()
+
+    def _frozen_weights(self) -> dict[str, Tensor]:
+        """Frozen fp32 weights, on the CPU of the ranks that hand them out: the model's become bf16,
+        and without an optimizer there are no others.
+        """
+        return {
+            name: parameter.detach().float().cpu().clone().view(-1)
+            for name, parameter in self._parameters.items()
+            if not parameter.requires_grad and self._is_first_copy(parameter)
+        }
+
+    def _is_first_copy(self, parameter: nn.Parameter) -> bool:
+        """Whether no lower rank holds the same elements of an unsharded parameter."""
+        return self.rank < (self._ep_size if is_expert(parameter) else 1)
 
     def _groups(self, optimizer: OptimizerConfig) -> list[dict[str, Any]]:
         groups = parameter_groups(
@@ -88,14 +105,19 @@ class DeepSpeedEngine:
                     group |= {"moe": True, "name": self._expert_group}
         return groups
 
+    def _trains_sharded_experts(self) -> bool:
+        """Frozen experts are in no group of the optimizer, where DeepSpeed would look for them."""
+        trained = (parameter for parameter in self._parameters.values() if parameter.requires_grad)
+        return self._expert_group is not None and any(is_expert(held) for held in trained)
+
     def _initialize(self, config: EngineConfig, *, optimizer: OptimizerConfig) -> Any:
         import deepspeed
 
-        wrapped = _Wrapped(
+        wrapped = Wrapped(
             self.model,
             device=self.device,
-            low_precision=config.precision == "bf16",
-            has_sharded_experts=self._expert_group is not None,
+            low_precision=self._low_precision,
+            mark=_experts_mark() if self._trains_sharded_experts() else None,
         )
         size = sum(parameter.numel() for parameter in self._parameters.values())
         engine, *_ = deepspeed.initialize(
@@ -196,6 +218,8 @@ class DeepSpeedEngine:
                 continue
             entry = by_name[state.name]
             write_entry(entry, self._piece(entry, to_read=False), state=state)
+            if entry.parameter in self._frozen:
+                write_entry(entry, self._piece(entry, to_read=True), state=state)
             if self._parameters[parameter_of(state.name)].requires_grad:
                 for tensor in stepped[self._owner(entry)]:
                     self._optimizer.state[tensor]["step"].fill_(state.step)
@@ -232,27 +256,39 @@ class DeepSpeedEngine:
         To read, the pieces of all ranks must be a partition: of copies, rank 0's alone counts.
         """
         parameter = self._parameters[entry.parameter]
+        if to_read and self._low_precision and not parameter.requires_grad:
+            return self._piece_of_frozen(entry.parameter, parameter)
         if self._stage == 3:
             return self._piece_of_weights_shard(parameter)
         if self._stage and parameter.requires_grad:
             return self._piece_of_states_shard(parameter)
-        if to_read and self.rank != 0:
+        if to_read and not self._is_first_copy(parameter):
             return None
         tensors = {"weight": parameter.detach().view(-1)}
         if parameter.requires_grad:
             tensors |= {
                 key: self._optimizer.state[parameter][key].view(-1) for key in self._moments
             }
-        return Piece(0, tensors)
+        return Piece(self._start(parameter), tensors)
+
+    def _piece_of_frozen(self, name: str, parameter: nn.Parameter) -> Piece | None:
+        """Under bf16: the fp32 weights that were kept of a frozen parameter."""
+        if name not in self._frozen:
+            return None
+        return Piece(self._start(parameter), {"weight": self._frozen[name]})
+
+    def _start(self, parameter: nn.Parameter) -> int:
+        """Where this rank's elements begin, of all experts' if they are sharded."""
+        if self._expert_group is None or not is_expert(parameter):
+            return 0
+        return dist.get_rank(_expert_parallel_group(self._expert_group)) * parameter.numel()
 
     def _piece_of_states_shard(self, parameter: nn.Parameter) -> Piece | None:
         """ZeRO 1 and 2: what of the parameter lies in this rank's flat fp32 partition."""
         mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]  # set by DeepSpeed
         if mapping is None:
             return None
-        start = mapping.lp_fragment_address.start
-        if self._expert_group is not None and is_expert(parameter):
-            start += dist.get_rank(_expert_parallel_group(self._expert_group)) * parameter.numel()
+        start = mapping.lp_fragment_address.start + self._start(parameter)
         tensors = {key: mapping.get_optim_state_fragment(key) for key in self._moments}
         return Piece(start, {"weight": mapping.get_hp_fragment()} | tensors)
 
@@ -285,43 +321,6 @@ class DeepSpeedEngine:
             zero._post_step(set())
 
 
-class _Wrapped(nn.Module):
-    """The model under autocast if it is to be, and the mark that it holds sharded experts."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        device: torch.device,
-        low_precision: bool,
-        has_sharded_experts: bool,
-    ) -> None:
-        super().__init__()
-        self.model = model
-        self._device_type, self._low_precision = device.type, low_precision
-        if has_sharded_experts:
-            self.mark = _experts_mark()
-
-    def forward(self, **inputs: Any) -> Any:
-        with torch.autocast(self._device_type, torch.bfloat16, enabled=self._low_precision):
-            return self.model(**inputs)
-
-
-def measure_norm_once(zero: Any) -> None:
-    """Has the global norm measured over all groups in one go and with one all-reduce.
-
-    DeepSpeed measures it tensor by tensor and reduces it group by group: with a group for each
-    owner that was half of what ZeRO costs on a small model.
-    """
-
-    def measure() -> Tensor:
-        groups = zero.averaged_gradients  # a dict in the order of first use: a resumed run differs
-        return norm_over_ranks(gradient for number in sorted(groups) for gradient in groups[number])
-
-    zero.scaled_global_norm = measure  # ZeRO 1 and 2
-    zero._get_norm_groups = lambda: [measure()]  # ZeRO 3
-
-
 def is_expert(parameter: Tensor) -> bool:
     """Whether a parameter is a stack of experts (E, ...)."""
     return getattr(parameter, "is_expert", False)
@@ -338,7 +337,10 @@ def shard_experts(model: nn.Module, *, ep_size: int) -> str | None:
         groups._create_expert_and_data_parallel(ep_size)
     for module in model.modules():
         if hasattr(module, "shard_experts"):
+            frozen = [key for key, held in module.named_parameters() if not held.requires_grad]
             module.shard_experts(_expert_parallel_group(name))  # type: ignore[operator]
+            for key in frozen:  # the shards are new parameters
+                module.get_parameter(key).requires_grad_(False)
     for parameter in _experts(model.parameters()):
         parameter.allreduce = False  # type: ignore[attr-defined]  # DeepSpeed's marks
         parameter.group_name = name  # type: ignore[attr-defined]
