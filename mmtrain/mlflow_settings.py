@@ -1,9 +1,11 @@
 """MLflow's own settings while we call it: waits bounded, no bars and links on the terminal.
 
 MLflow reads them from the environment at each request; so they hold inside a call of ours and
-nowhere else, and what the user has set stays as it is.
+nowhere else, and what the user has set stays as it is. How loud it is, it reads once, when it is
+imported; so its logger is told.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,12 +25,16 @@ def bounded(timeout_s: int, *, max_retries: int = 0) -> Iterator[None]:
         "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-        "MLFLOW_LOGGING_LEVEL": "WARNING",
     }
     ours = {name: value for name, value in settings.items() if name not in os.environ}
     os.environ.update(ours)
+    loud = logging.getLogger("mlflow")
+    level = loud.level
+    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
+        loud.setLevel(logging.WARNING)
     try:
         yield
     finally:
+        loud.setLevel(level)
         for name in ours:
             os.environ.pop(name, None)

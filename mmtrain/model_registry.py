@@ -5,7 +5,8 @@ loads in a process that has the packages of `REQUIREMENTS` and nothing of ours i
 sources of `mmtrain` and `pipelines` travel with it (`code_paths`) and come first on the path.
 
 As a pyfunc it takes a table with columns `task` and `input` (text, or base64 of the file's bytes
-for pictures and sounds) and gives one with `text`, `log_prob`, `scores` (JSON) and `tree`.
+for any other modality) and gives one with `text`, `log_prob` (nan where there is none), `scores`,
+`labels` and `values` (JSON), `tree` and `mask` (base64 of a PNG file).
 """
 
 import base64
@@ -38,18 +39,21 @@ from mmtrain.export import Bundle, load_bundle
 from mmtrain.mlflow_settings import bounded
 from mmtrain.predictor import PredictionError, Predictor
 from mmtrain.tracking import find_experiment
+from pipelines import modalities
 from pipelines.errors import MMTrainError
 from pipelines.modalities.audio import AudioFeature, to_wav
 from pipelines.modalities.image import ImageFeature, to_png
+from pipelines.modalities.video import VideoFeature
 
 logger = logging.getLogger(__name__)
 
 REQUIREMENTS = (
-    "jiwer", "librosa", "mlflow", "numpy", "pandas", "pillow", "pydantic", "safetensors",
+    "av", "jiwer", "librosa", "mlflow", "numpy", "pandas", "pillow", "pydantic", "safetensors",
     "soundfile", "soxr", "tokenizers", "torch",
 )  # fmt: skip
 CANDIDATE = "candidate"
 _TIMEOUT_S, _MAX_RETRIES = 60, 2  # one request may carry all of the weights
+_COLUMNS = ("text", "log_prob", "scores", "tree", "labels", "values", "mask")
 _ARTIFACT = "bundle"  # name of the bundle among the version's artifacts
 
 
@@ -307,21 +311,25 @@ def signature() -> ModelSignature:
     def text(name: str, *, required: bool = True) -> ColSpec:
         return ColSpec(DataType.string, name, required=required)
 
-    outputs = [text("text"), ColSpec(DataType.double, "log_prob"), text("scores")]
+    outputs = [ColSpec(DataType.double, "log_prob")]
+    outputs += [text(name) for name in ("text", "scores", "labels", "values")]
+    outputs += [text(name, required=False) for name in ("tree", "mask")]
     return ModelSignature(
         inputs=Schema([text("task"), text("input")]),
-        outputs=Schema([*outputs, text("tree", required=False)]),
+        outputs=Schema(sorted(outputs, key=lambda column: _COLUMNS.index(str(column.name)))),
     )
 
 
 def input_example(bundle: Bundle) -> pd.DataFrame:
-    """A row for each task: a digit as text, a black picture, half a second of silence."""
+    """A row for each task: a digit as text, a black picture or clip, half a second of silence."""
     rows = []
     for name, task in bundle.card.tasks.items():
         feature = task.inputs
         if isinstance(feature, ImageFeature):
             shape = (feature.height, feature.width, 3)
             value = base64.b64encode(to_png(np.zeros(shape, dtype=np.uint8))).decode()
+        elif isinstance(feature, VideoFeature):
+            value = base64.b64encode(_grey_clip(feature)).decode()
         elif isinstance(feature, AudioFeature):
             silence = np.zeros(feature.sample_rate_hz // 2, dtype=np.float32)
             value = base64.b64encode(to_wav(silence, rate_hz=feature.sample_rate_hz)).decode()
@@ -329,6 +337,16 @@ def input_example(bundle: Bundle) -> pd.DataFrame:
             value = "7"
         rows.append({"task": name, "input": value})
     return pd.DataFrame(rows)
+
+
+def _grey_clip(feature: VideoFeature) -> bytes:
+    """An animated picture that gets brighter, long enough to be a clip; equal frames would merge."""
+    count = feature.num_frames * feature.frame_step
+    levels = np.linspace(0, 255, count).astype(np.uint8)
+    shape = (feature.height, feature.width, feature.channels)
+    frames = np.stack([np.full(shape, level, dtype=np.uint8) for level in levels])
+    decode = modalities.load("video").decode
+    return decode(frames, feature=feature, vocabulary=None)
 
 
 class ServedModel(PythonModel):
@@ -351,13 +369,12 @@ class ServedModel(PythonModel):
             values = [self._value(str(task), str(value)) for value in rows["input"]]
             predictions = self._predictor.predict(str(task), values)
             for row, prediction in zip(rows["row"], predictions, strict=True):
-                answers[row] = {
-                    "text": prediction.text,
-                    "log_prob": prediction.log_prob,
-                    "scores": json.dumps(prediction.scores),
-                    "tree": prediction.tree,
+                said = prediction.to_dict()
+                answers[row] = said | {
+                    "log_prob": np.nan if said["log_prob"] is None else said["log_prob"],
+                    **{name: json.dumps(said[name]) for name in ("scores", "labels", "values")},
                 }
-        return pd.DataFrame(answers, columns=["text", "log_prob", "scores", "tree"])
+        return pd.DataFrame(answers, columns=list(_COLUMNS))
 
     def _value(self, task: str, value: str) -> str | bytes:
         """Text as it is, other inputs from base64: a server reads no files of the caller's name."""

@@ -6,11 +6,12 @@ the page's head), so that a report can be mailed and opened anywhere.
 """
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -31,6 +32,8 @@ class Run:
         curves: training loss by task, as (step, loss), steps ascending.
         routing: rows sent to experts by layer, (task, expert), tasks as in `routing_tasks`.
         routing_tasks: the rows' tasks.
+        agreement: mean cosines between the gradients of `agreement_tasks`; none: not sampled.
+        agreement_tasks: its rows and columns.
         recipe: the recipe as JSON.
         corpora: digest of each corpus.
         times: seconds of each phase (corpora, training, evaluation ...).
@@ -40,6 +43,8 @@ class Run:
     curves: Curves = field(default_factory=dict)
     routing: Routing = field(default_factory=dict)
     routing_tasks: tuple[str, ...] = ()
+    agreement: Sequence[Sequence[float | None]] = ()
+    agreement_tasks: tuple[str, ...] = ()
     recipe: str = ""
     corpora: Mapping[str, str] = field(default_factory=dict)
     times: Mapping[str, float] = field(default_factory=dict)
@@ -61,6 +66,11 @@ def report_page(results: Results, *, run: Run) -> str:
         _section("Tasks", _task_table(results)),
         _section("Loss by step", _curve_grid(run.curves)),
         _section("Experts by task", _routing_grid(run), note="Share of a task's rows per expert."),
+        _section(
+            "Agreement of gradients",
+            _agreement(run),
+            note="Cosine of tasks' gradients on what they share, mean over the run's samples.",
+        ),
         _section("Predictions", "".join(_samples(n, t) for n, t in results.tasks.items())),
         _section("All metrics", _metric_table(results)),
         _section("Run", _run_details(run)),
@@ -73,7 +83,7 @@ def report_page(results: Results, *, run: Run) -> str:
     )
 
 
-def results_table(results: Results) -> Table:
+def results_table(results: Results) -> Group:
     """The table for a terminal: a line for each task, the harder split beneath its own."""
     table = Table(box=None, padding=(0, 2), header_style="dim")
     for name in ("task", "metric"):
@@ -92,14 +102,21 @@ def results_table(results: Results) -> Table:
             table.add_row(*line, shown(own.baseline, own.unit), "", "", style="dim")
     totals = results.totals
     table.add_section()
-    beaten = f"{totals.beating_baseline} of {totals.tasks} beat their baseline"
-    table.add_row(beaten, "", "", "", f"{totals.steps:,}", duration(totals.seconds), style="bold")
-    return table
+    table.add_row("", "", "", "", f"{totals.steps:,}", duration(totals.seconds), style="bold")
+    return Group(table, Text(f"  {beaten_line(results)}", style="bold"))
+
+
+def beaten_line(results: Results) -> str:
+    """How many tasks beat their baseline; a line of its own, for a column would wrap it."""
+    totals = results.totals
+    return f"{totals.beating_baseline} of {totals.tasks} beat their baseline"
 
 
 def shown(value: float, unit: str) -> str:
-    """A metric's value with its unit, one decimal for shares and three for nats."""
-    return f"{value:.1f} %" if unit == "%" else f"{value:.3f} {unit}"
+    """A metric's value with its unit, one decimal for shares, three for nats, four without one."""
+    if unit == "%":
+        return f"{value:.1f} %"
+    return f"{value:.3f} {unit}" if unit else f"{value:.4f}"
 
 
 def duration(seconds: float) -> str:
@@ -212,6 +229,14 @@ def _routing_grid(run: Run) -> str:
     return f'<div class="grid routing">{"".join(panels)}</div>' if panels else ""
 
 
+def _agreement(run: Run) -> str:
+    from mmtrain.figures import agreement_figure, to_svg
+
+    if not run.agreement:
+        return ""
+    return f"<figure>{to_svg(agreement_figure(run.agreement, tasks=run.agreement_tasks))}</figure>"
+
+
 def _samples(name: str, task: TaskResult) -> str:
     cards = "".join(
         _sample(sample, split=split) for split in task.splits for sample in split.samples
@@ -222,13 +247,16 @@ def _samples(name: str, task: TaskResult) -> str:
 
 def _sample(sample: Sample, *, split: SplitResult) -> str:
     right = sample.prediction == sample.reference
-    rows = [("said", f"{escape(sample.prediction)} {_YES if right else _NO}")]
+    mark = "" if sample.prediction_picture else _YES if right else _NO  # seldom to the last pixel
+    rows = [("said", f"{escape(sample.prediction)} {mark}")]
     if not right:
         rows.append(("true", escape(sample.reference)))
     if sample.input_kind == "text":
         rows.insert(0, ("input", escape(sample.input)))
     listed = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in rows)
-    where = f"{split.split} {sample.example_id}, log-probability {sample.log_prob:.2f}"
+    where = f"{split.split} {sample.example_id}"
+    if sample.log_prob is not None:
+        where += f", log-probability {sample.log_prob:.2f}"
     return (
         f'<div class="sample">{_media(sample)}<dl>{listed}</dl>'
         f'<div class="soft">{escape(where)}</div></div>'
@@ -237,6 +265,18 @@ def _sample(sample: Sample, *, split: SplitResult) -> str:
 
 def _media(sample: Sample) -> str:
     source = escape(sample.input, quote=True)
+    if sample.prediction_picture and sample.reference_picture:
+        pictures = (
+            ("input", sample.input),
+            ("said", sample.prediction_picture),
+            ("true", sample.reference_picture),
+        )
+        drawn = "".join(
+            f'<span><img src="{escape(uri, quote=True)}" alt="{name} of example '
+            f'{sample.example_id}"><small>{name}</small></span>'
+            for name, uri in pictures
+        )
+        return f'<div class="drawn">{drawn}</div>'
     if sample.input_kind == "image":
         return f'<img src="{source}" alt="input of example {sample.example_id}">'
     if sample.input_kind == "audio":

@@ -45,6 +45,9 @@ figure svg { width: 100%; height: auto; display: block; font-family: inherit; }
 .sample { font-size: .88rem; overflow-wrap: anywhere; }
 .sample img { display: block; height: 5.5rem; max-width: 100%; image-rendering: pixelated;
   border-radius: 6px; background: #000; margin-bottom: .5rem; }
+.sample .drawn { display: flex; gap: .4rem; flex-wrap: wrap; }
+.sample .drawn img { margin-bottom: .1rem; height: 4.6rem; } .sample .drawn span { flex: 0 1 auto; }
+.sample .drawn small { display: block; color: var(--soft); margin-bottom: .4rem; }
 .sample audio { width: 100%; margin-bottom: .4rem; }
 .sample dl { margin: 0; display: grid; grid-template-columns: auto 1fr; gap: .1rem .7rem; }
 .sample dt { color: var(--soft); } .sample dd { margin: 0; }

@@ -1,6 +1,7 @@
 """Samples: examples with what was predicted for them, in a form that a page can show.
 
-Pictures and sounds become `data:` URIs, so that a page needs no other file. What the model hears
+Pictures, videos (as animated pictures) and sounds become `data:` URIs, so that a page needs no
+other file. What the model hears
 may be log-mel, which nobody can play: the recording is then looked up in the raw corpus.
 """
 
@@ -10,6 +11,7 @@ from typing import Literal
 
 import pyarrow.parquet as pq
 
+from mmtrain.drawing import draw_prediction, draw_target, is_drawn
 from mmtrain.predictor import Prediction, Predictor
 from mmtrain.results import Sample
 from pipelines import modalities, readers
@@ -50,6 +52,11 @@ def sample(
     if task.inputs.modality == "audio":
         shown = recording(manifest, row, data_dir=data_dir) or shown
     value, kind = as_text(shown)
+    drawn: dict[str, str] = {}
+    if is_drawn(task.inputs, task.targets):
+        true = draw_target(example.inputs, targets=task.targets, array=example.targets)
+        said = draw_prediction(example.inputs, targets=task.targets, answer=answer)
+        drawn = {"reference_picture": as_text(true)[0], "prediction_picture": as_text(said)[0]}
     return Sample(
         example_id=row,
         input=value,
@@ -57,6 +64,7 @@ def sample(
         reference=predictor.decode_target(task.name, example.targets),
         prediction=answer.text,
         log_prob=answer.log_prob,
+        **drawn,
     )
 
 
