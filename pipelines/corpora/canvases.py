@@ -28,7 +28,7 @@ INK = 64  # level from which a pixel belongs to a digit
 
 NUM_EXAMPLES: Mapping[str, Mapping[str, int]] = {
     "digits": {"train": 4_000, "validation": 150, "test": 300},
-    "pairs": {"train": 1_000, "validation": 150, "test": 300},
+    "pairs": {"train": 2_000, "validation": 150, "test": 300},
     "boxes": {"train": 500, "validation": 150, "test": 300},
     "masks": {"train": 2_000, "validation": 150, "test": 300},
 }

@@ -36,7 +36,7 @@ PITCH_RANGE = (30, 70)
 SIGNAL_TO_NOISE_DB = (-6.0, 12.0)  # power of the whole clip over that of the white noise
 
 COMBINATIONS = {"test": 48, "validation": 32}  # of 320; training has the others
-# In each split the second task has the first clips of the first alone
+# The tasks share the clips; the one with fewer has the first of them
 NUM_EXAMPLES: Mapping[str, Mapping[str, int]] = {
     "digits": {"train": 2_000, "validation": 150, "test": 300},
     "voices": {"train": 100, "validation": 150, "test": 300},

@@ -25,7 +25,7 @@ from pipelines.corpora import (
 from pipelines.corpora.canvases import ink_box
 from pipelines.corpora.digits import load_scans, partition
 from pipelines.corpora.moving_digits import DIRECTIONS, Motion, draw_frames, draw_motion, to_mp4
-from pipelines.modalities.audio import AudioFeature, read_samples
+from pipelines.modalities.audio import AudioFeature, read_samples, to_wav
 from pipelines.tasks import load_task
 
 SPLITS = ("train", "validation", "test")
@@ -235,6 +235,17 @@ def test_no_sound_is_in_two_splits(raw):
 
     for one, other in combinations(SPLITS, 2):
         assert not sounds(one) & sounds(other)
+
+
+def test_noise_has_as_much_less_power_as_asked(tmp_path):
+    sound = 0.1 * np.sin(np.arange(22_050))
+    path = tmp_path / "a.wav"
+    path.write_bytes(to_wav(sound, rate_hz=22_050))
+    spoken_digits.add_noise(path, ratio_db=6.0, rng=np.random.default_rng(0))
+    noisy, rate_hz = read_samples(path.read_bytes(), max_s=2.0)
+    assert (len(noisy), rate_hz) == (22_050, 22_050)
+    noise = noisy - sound
+    assert 10 * np.log10(np.mean(sound**2) / np.mean(noise**2)) == pytest.approx(6.0, abs=0.1)
 
 
 def test_spoken_digits_are_slower_than_any_clip_of_speech():
