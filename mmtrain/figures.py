@@ -51,6 +51,14 @@ def routing_figure(rows: Sequence[Sequence[int]], *, tasks: Sequence[str]) -> Fi
     return figure
 
 
+def agreement_figure(cosines: Sequence[Sequence[float | None]], *, tasks: Sequence[str]) -> Figure:
+    """How the tasks' gradients agree: the cosine of each two."""
+    side = 1.4 + 0.32 * len(tasks)
+    figure = Figure(figsize=(side + 1.0, side), layout="constrained")
+    draw_agreement(figure.subplots(), cosines, tasks=tasks)
+    return figure
+
+
 def draw_curve(axes: Axes, curve: Curve) -> None:
     """The points pale, their moving mean strong."""
     steps, values = _thinned(curve)
@@ -72,6 +80,27 @@ def draw_routing(axes: Axes, rows: Sequence[Sequence[int]], *, tasks: Sequence[s
     axes.spines[:].set_visible(False)
     assert axes.figure is not None
     bar = axes.figure.colorbar(image, ax=axes, pad=0.01, format="{x:.0%}")
+    bar.outline.set_visible(False)  # type: ignore[operator]  # matplotlib types it as a Spine set
+    _ink(axes)
+    _ink(bar.ax)
+
+
+def draw_agreement(
+    axes: Axes, cosines: Sequence[Sequence[float | None]], *, tasks: Sequence[str]
+) -> None:
+    """Cosines from -1 (red) to 1 (blue); a pair that was not measured is left out."""
+    values = np.array([[np.nan if c is None else c for c in row] for row in cosines], dtype=float)
+    image = axes.imshow(values, cmap="RdBu", vmin=-1.0, vmax=1.0, interpolation="nearest")
+    names = [task.replace("_", " ") for task in tasks]
+    axes.set_xticks(range(len(tasks)), names, rotation=90)
+    axes.set_yticks(range(len(tasks)), names)
+    for row, column in np.argwhere(np.isfinite(values)):
+        value = values[row, column]
+        ink = "white" if abs(value) > 0.6 else "black"
+        axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=ink)
+    axes.spines[:].set_visible(False)
+    assert axes.figure is not None
+    bar = axes.figure.colorbar(image, ax=axes, pad=0.02)
     bar.outline.set_visible(False)  # type: ignore[operator]  # matplotlib types it as a Spine set
     _ink(axes)
     _ink(bar.ax)

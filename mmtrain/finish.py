@@ -17,7 +17,14 @@ from mmtrain.model_registry import ModelVersion, RegistryError
 from mmtrain.recipe import Recipe
 from mmtrain.report import Run, write_report
 from mmtrain.results import RESULTS_FILE, Results, run_results, write_results
-from mmtrain.runlog import ROUTING, SERIES, read_routing, read_series
+from mmtrain.runlog import (
+    GRADIENTS,
+    ROUTING,
+    SERIES,
+    read_agreement,
+    read_routing,
+    read_series,
+)
 from mmtrain.runs import TrainedRun
 from mmtrain.tracking import Tracker, TrackingConfig
 
@@ -108,6 +115,7 @@ def _story(
     """What the report tells beside the results."""
     lines = read_series(run.out / SERIES)
     routing = read_routing(run.out / ROUTING)
+    agreement = read_agreement(run.out / GRADIENTS)
     card, _ = load_card(run.bundle)
     facts = {"MLflow run": run.run_id or "none", "code": code_version()}
     if version:
@@ -119,6 +127,8 @@ def _story(
         },
         routing=routing.layers,
         routing_tasks=routing.tasks,
+        agreement=agreement.cosines,
+        agreement_tasks=agreement.tasks,
         recipe=recipe.model_dump_json(indent=1),
         corpora=card.lineage.corpora,
         times=times,
@@ -139,5 +149,9 @@ def _tell(tracker: Tracker, results: Results, *, story: Run, report: Path) -> No
     for layer, rows in story.routing.items():
         figure = figures.routing_figure(rows, tasks=story.routing_tasks)
         tracker.log_figure(figure, name=f"figures/routing_{layer.replace('.', '_')}.png")
+    if story.agreement:
+        figure = figures.agreement_figure(story.agreement, tasks=story.agreement_tasks)
+        tracker.log_figure(figure, name="figures/gradient_agreement.png")
+        tracker.log_artifact(report.with_name(GRADIENTS))
     tracker.log_artifact(report)
     tracker.log_artifact(report.with_name(RESULTS_FILE))

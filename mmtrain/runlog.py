@@ -173,3 +173,27 @@ def read_routing(path: Path) -> Routing:
         return Routing()
     held = json.loads(path.read_text(encoding="utf-8"))
     return Routing(tuple(held["tasks"]), held["layers"])
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """Mean cosines between tasks' gradients, (tasks, tasks); None: a pair never measured."""
+
+    tasks: tuple[str, ...] = ()
+    cosines: Cosines = field(default_factory=list)
+
+
+def read_agreement(path: Path) -> Agreement:
+    """How the tasks' gradients agreed, on the mean over a run's samples; empty where none is."""
+    lines = read_series(path)
+    if not lines:
+        return Agreement()
+    tasks = lines[-1]["tasks"]
+    places = range(len(tasks))
+
+    def mean(row: int, column: int) -> float | None:
+        found = [line["cosines"][row][column] for line in lines]
+        known = [value for value in found if value is not None]
+        return sum(known) / len(known) if known else None
+
+    return Agreement(tuple(tasks), [[mean(row, column) for column in places] for row in places])
