@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -117,6 +118,7 @@ def plan_start(
     targets: Mapping[str, Feature],
     vocabulary: Vocabulary | None,
     inflation: Inflation,
+    heads: Literal["same_tasks", "fresh"] = "same_tasks",
 ) -> Start:
     """What of a source goes where in a model; nothing is changed.
 
@@ -126,6 +128,7 @@ def plan_start(
         targets: feature of each task's targets.
         vocabulary: the run's; tables of tokens are taken over only between equal ones.
         inflation: how a picture's kernel becomes a video's.
+        heads: whether a task's head is taken over from a source that has the task.
 
     Raises:
         InitError: the source is of another family or of other sizes; both sides are named.
@@ -145,6 +148,8 @@ def plan_start(
             "start from a model of the same family"
         )
     held, notes = _same_names(model, source, targets=targets, vocabulary=vocabulary), []
+    if heads == "fresh":
+        held = {name: value for name, value in held.items() if not _is_task_head(model, name)}
     if vit_blocks_of(ours) is not None:
         vits = to_vits(source.meta_model(), source.state)
         held |= from_vits(model, vits, inflation=inflation)
@@ -180,7 +185,12 @@ def plan_recipe_start(
     targets = {name: task.targets for name, task in recipe.tasks.items()}
     try:
         return plan_start(
-            model, source, targets=targets, vocabulary=vocabulary, inflation=recipe.inflation
+            model,
+            source,
+            targets=targets,
+            vocabulary=vocabulary,
+            inflation=recipe.inflation,
+            heads=recipe.init_heads,
         )
     except InitError as error:
         raise InitError(f"--init-from {recipe.init_from}: {error}") from None
@@ -231,6 +241,10 @@ def with_fixed_source(recipe: Recipe, *, registry: str | None) -> Recipe:
     from mmtrain.model_registry import fixed_uri  # imports MLflow: seconds
 
     return recipe.with_(init_from=fixed_uri(recipe.init_from, tracking_uri=registry))
+
+
+def _is_task_head(model: MultiTaskModel, name: str) -> bool:
+    return name.startswith("heads.") and name.split(".")[1] in model.tasks
 
 
 def load_start(model: MultiTaskModel, start: Start) -> None:

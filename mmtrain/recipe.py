@@ -58,6 +58,10 @@ class Recipe(BaseModel):
         default="central_frame",
         description="How a picture's patch kernel becomes a video's; see mmtrain/inflation.py.",
     )
+    init_heads: Literal["same_tasks", "fresh"] = Field(
+        default="same_tasks",
+        description="Heads of tasks that the source has with the same targets: taken over or not.",
+    )
     frozen: tuple[str, ...] = Field(
         default=(),
         description="Owners of parameters that stay as they start, as patterns: 'body/*', "

@@ -15,6 +15,7 @@ from pipelines.tasks import polyvit_nine
 from pipelines.tasks.polyvit import TASKS
 
 PATCH = (8, 8)
+PROBE_STEPS = 200  # of each task
 SCHEDULE = ScheduleConfig(name="weighted")
 OPTIMIZER = OptimizerConfig(
     name="sgd",
@@ -129,4 +130,22 @@ def _alone(task: str) -> Recipe:
     recipe = polyvit_tiny().only([task])
     return recipe.with_(
         name=f"polyvit_{task}", num_steps=run_steps(recipe.tasks.values(), config=SCHEDULE)
+    )
+
+
+def linear_probe() -> Recipe:
+    """Fresh linear heads on a frozen body, of what --init-from names; how far its features go."""
+    probed = {"num_steps": PROBE_STEPS, "learning_rate": None, "warmup_steps": None}
+    plain = {"betas": None, "mixup": 0.0, "drop_layer": 0.0, "augment": ()}
+    tasks = {task.name: task.model_copy(update=probed | plain) for task in TASKS}
+    schedule = ScheduleConfig(name="alternating")
+    return polyvit_tiny().with_(
+        name="linear_probe",
+        tasks=tasks,
+        frozen=("body/*", "modality/*"),
+        init_heads="fresh",
+        schedule=schedule,
+        optimizer=OptimizerConfig(learning_rate=1e-2, warmup_steps=0),
+        num_steps=run_steps(tasks.values(), config=schedule),
+        validate_every=0,
     )
