@@ -18,7 +18,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -31,7 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mmtrain.models.model import ModelConfig, MultiTaskModel, TaskSpec, build_model
+from mmtrain.models.model import ModelConfig, MultiTaskModel, TaskSpec, model_with
 from pipelines import modalities
 from pipelines.errors import MMTrainError, first_problem
 from pipelines.modalities import Feature
@@ -41,9 +40,6 @@ from pipelines.vocabulary import Vocabulary
 CARD, WEIGHTS, VOCABULARY = "bundle.json", "model.safetensors", "vocabulary.json"
 _MAX_CARD_BYTES = 64 * 2**20
 _MAX_VOCABULARY_BYTES = 256 * 2**20
-# Parameters above which weights are not drawn only to be replaced: orthogonal ones take minutes at
-# 10^9. Below, torch's meta device would be the slower way: its first use imports for 1.8 s.
-_LARGE = 50_000_000
 
 
 class BundleError(MMTrainError):
@@ -132,13 +128,10 @@ class Bundle:
     def build_model(self) -> MultiTaskModel:
         """The model with the bundle's weights, in evaluation mode, on the CPU."""
         specs = [task.spec for task in self.card.tasks.values()]
-        with torch.device("meta" if self.card.num_parameters > _LARGE else "cpu"):
-            model = build_model(self.card.model, specs, seed=0)
         try:
-            model.load_state_dict(dict(self.state), assign=True)
+            return model_with(self.card.model, specs, self.state)
         except RuntimeError as error:
             raise BundleError(f"weights are of another model than the card's: {error}") from None
-        return model.eval()
 
 
 def bundle_task(task: Task, *, spec: TaskSpec) -> BundleTask:

@@ -6,12 +6,14 @@ acts on activations and the slices of parameters that cutting keeps; nothing els
 knows of pruning. A gate that has no mask hands its input on as it is.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from torch import Tensor, nn
+
+from pipelines.errors import MMTrainError
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,29 +71,67 @@ class ScaleSite:
     axis: int = 1
 
 
-def group_below(group: UnitGroup, path: str) -> UnitGroup:
-    """The group of a part as the whole names it that holds the part at `path`."""
-    return replace(
-        group,
-        name=f"{path}.{group.name}",
-        gates=tuple(f"{path}.{gate}" for gate in group.gates),
-        slices=tuple(slice_below(held, path) for held in group.slices),
-    )
+class UnitsError(MMTrainError):
+    """A model whose parts cannot be cut together."""
 
 
-def slice_below(held: Slice, path: str) -> Slice:
-    """The slice of a part as the whole names it that holds the part at `path`."""
-    return replace(held, name=f"{path}.{held.name}")
+def below(path: str, modules: nn.ModuleDict) -> dict[str, nn.Module]:
+    """Modules of a dict by their paths from the module that has the dict at `path`."""
+    return {f"{path}.{name}": module for name, module in modules.items()}
 
 
-def site_below(site: ScaleSite, path: str) -> ScaleSite:
-    """The scale site of a part as the whole names it that holds the part at `path`."""
-    return replace(
-        site,
-        gate=f"{path}.{site.gate}",
-        group=f"{path}.{site.group}",
-        weight=f"{path}.{site.weight}",
-    )
+def join_groups(
+    parts: Mapping[str, nn.Module], *, read: str, readers: Mapping[str, nn.Module]
+) -> tuple[UnitGroup, ...]:
+    """Groups of parts as the whole names them that has these parts by path.
+
+    Args:
+        parts: modules with `prunable_units()`, or without units.
+        read: the group, as the whole names it, whose units are what `readers` read.
+        readers: modules by path; those of a group's units have `input_slices()`.
+
+    Raises:
+        UnitsError: a reader cannot be cut.
+    """
+    joined = []
+    for path, part in parts.items():
+        groups: tuple[UnitGroup, ...] = getattr(part, "prunable_units", tuple)()
+        for group in groups:
+            name = f"{path}.{group.name}"
+            gates = tuple(f"{path}.{gate}" for gate in group.gates)
+            slices = _below(path, group.slices)
+            if name == read:
+                slices += _input_slices(readers)
+            joined.append(UnitGroup(name, group.kind, group.size, gates, slices))
+    return tuple(joined)
+
+
+def join_sites(parts: Mapping[str, nn.Module]) -> tuple[ScaleSite, ...]:
+    """Scale sites of parts with `scale_sites()` as the whole names them."""
+    joined = []
+    for path, part in parts.items():
+        sites: tuple[ScaleSite, ...] = getattr(part, "scale_sites", tuple)()
+        for site in sites:
+            gate, group, weight = (f"{path}.{x}" for x in (site.gate, site.group, site.weight))
+            joined.append(ScaleSite(gate, group, weight, site.axis))
+    return tuple(joined)
+
+
+def _below(path: str, slices: Sequence[Slice]) -> tuple[Slice, ...]:
+    return tuple(replace(held, name=f"{path}.{held.name}") for held in slices)
+
+
+def _input_slices(readers: Mapping[str, nn.Module]) -> tuple[Slice, ...]:
+    slices: tuple[Slice, ...] = ()
+    for path, reader in readers.items():
+        own: Callable[[], Sequence[Slice]] | None = getattr(reader, "input_slices", None)
+        if own is None:
+            raise UnitsError(
+                f"{path}: its net cannot follow when channels of the body are cut; "
+                "give the task an output net with input_slices, such as 'linear'"
+            )
+        slices += _below(path, own())
+    return slices
 
 
 class UnitGate(nn.Module):

@@ -35,13 +35,16 @@ from torch import Tensor, nn
 
 from mmtrain import modalities
 from mmtrain.layers.encoded import Encoded
-from mmtrain.layers.units import ScaleSite, UnitGroup, group_below, site_below, slice_below
+from mmtrain.layers.units import ScaleSite, UnitGroup, below, join_groups, join_sites
 from pipelines.errors import MMTrainError, UnknownNameError
 from pipelines.modalities import Feature
 
 __all__ = ["Encoded", "ModelConfig", "MultiTaskModel", "Outputs", "TaskSpec", "build_model"]
 
 
+# Parameters above which weights are not drawn only to be replaced: orthogonal ones take minutes at
+# 10^9. Below, torch's meta device would be the slower way: its first use imports for 1.8 s.
+_LARGE = 50_000_000
 LOG_VARIANCES = "log_variances"  # child that loss balancing adds: a parameter "of_<task>" for each
 
 
@@ -283,45 +286,19 @@ class MultiTaskModel(nn.Module):
         "stems.<net>.<group>", "adapters.<net>.<group>", by paths of this model.
 
         Raises:
-            ModelError: the body's width can be cut, and a head cannot follow.
+            UnitsError: the body's width can be cut, and a head cannot follow.
         """
-        return tuple(
-            self._with_heads(group_below(group, path))
-            for path, part in self._parts()
-            for group in getattr(part, "prunable_units", tuple)()
-        )
+        width = f"body.{getattr(self.body, 'output_group', None)}"
+        return join_groups(self._parts(), read=width, readers=below("heads", self.heads))
 
     def scale_sites(self) -> tuple[ScaleSite, ...]:
         """Convolutions whose input channels a scaling mask can multiply, by paths of this model."""
-        return tuple(
-            site_below(site, path)
-            for path, part in self._parts()
-            for site in getattr(part, "scale_sites", tuple)()
-        )
+        return join_sites(self._parts())
 
-    def _parts(self) -> list[tuple[str, Any]]:
-        """Stems, adapters and the body, in the order in which an input passes them."""
-        kinds = {"stems": self.stems, "adapters": self.adapters}
-        of_nets = [
-            (f"{kind}.{net}", part) for kind, held in kinds.items() for net, part in held.items()
-        ]
-        return [*of_nets, ("body", self.body)]
-
-    def _with_heads(self, group: UnitGroup) -> UnitGroup:
-        """The group with the heads' columns, if its units are what heads read."""
-        if group.name != f"body.{getattr(self.body, 'output_group', None)}":
-            return group
-        slices = list(group.slices)
-        for name, head in self.heads.items():
-            if not hasattr(head, "input_slices"):
-                raise ModelError(
-                    f"head {name}: its net cannot be cut to fewer channels of the body; "
-                    "use the output net 'linear'"
-                )
-            slices += [
-                slice_below(held, f"heads.{name}") for held in cast(Any, head).input_slices()
-            ]
-        return replace(group, slices=tuple(slices))
+    def _parts(self) -> dict[str, nn.Module]:
+        """Stems, adapters and the body by path, in the order in which an input passes them."""
+        nets = below("stems", self.stems) | below("adapters", self.adapters)
+        return {**nets, "body": self.body}
 
     def parameter_owner(self, name: str) -> str:
         """Who owns the parameter of that name; all parameters of an owner train in the same steps.
@@ -384,3 +361,21 @@ def build_model(config: ModelConfig, tasks: Iterable[TaskSpec], seed: int) -> Mu
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return MultiTaskModel(config, tasks)
+
+
+def model_with(
+    config: ModelConfig, tasks: Iterable[TaskSpec], state: Mapping[str, Tensor]
+) -> MultiTaskModel:
+    """The model with these weights and buffers, whose memory it may share, in evaluation mode.
+
+    Raises:
+        RuntimeError: they are another model's.
+    """
+    size = sum(tensor.numel() for tensor in state.values())
+    with torch.device("meta" if size > _LARGE else "cpu"):
+        model = build_model(config, tasks, seed=0)
+    marks = {name: dict(vars(weight)) for name, weight in model.named_parameters()}
+    model.load_state_dict(dict(state), assign=True)
+    for name, weight in model.named_parameters():
+        vars(weight).update(marks[name])  # which weights are experts': assigned ones have no marks
+    return model.eval()

@@ -54,7 +54,7 @@ def test_a_large_model_is_built_without_drawing_weights_and_is_the_same(
 ):
     bundle = load_bundle(folder)
     drawn = bundle.build_model().state_dict()
-    monkeypatch.setattr("mmtrain.export._LARGE", 0)
+    monkeypatch.setattr("mmtrain.models.model._LARGE", 0)
     model = bundle.build_model()
     assert not any(value.is_meta for value in [*model.parameters(), *model.buffers()])
     for name, tensor in model.state_dict().items():
