@@ -91,6 +91,9 @@ class ProjectedGradients:
     Args:
         engine: whose parameters, whole on every rank.
         seed: of the orders in which tasks are compared.
+
+    Raises:
+        BalancingError: nothing that tasks share is trained.
     """
 
     def __init__(self, engine: Engine, *, seed: int) -> None:
@@ -99,6 +102,11 @@ class ProjectedGradients:
         named = [(n, p) for n, p in engine.model.named_parameters() if p.requires_grad]
         self._parameters = [parameter for _, parameter in named]
         self._is_shared = [is_shared(owner_of(name)) for name, _ in named]  # type: ignore[operator]
+        if not any(self._is_shared):
+            raise BalancingError(
+                "balancing=pcgrad compares gradients of the body, which is frozen; "
+                "set balancing=none, or train the body"
+            )
         self._by_task: dict[str, list[Tensor | None]] = {}
 
     def add(self, task: str, share: Tensor) -> None:

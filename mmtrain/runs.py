@@ -189,6 +189,11 @@ def prepare_run(
         check_baseline(task.baseline, modality=task.targets.modality, task=name)
         check_augmentations(task)
         check_mixup(task)
+        if task.betas and recipe.optimizer.name == "sgd":
+            raise RecipeError(
+                f"task {name}: betas {task.betas} are Adam's, optimizer.name=sgd has momentum; "
+                "leave betas out, or set optimizer.name=adamw"
+            )
     check_balancing(recipe.balancing, engine=recipe.engine, schedule=recipe.schedule)
     corpora = open_corpora(recipe, data_dir)
     ranks = Ranks(rank=0, world_size=recipe.num_workers, device=torch.device("cpu"))

@@ -123,3 +123,12 @@ def test_balancing_that_can_be_is_let_through():
     check_balancing("pcgrad", engine=EngineConfig(zero_stage=2), schedule=accumulating)
     check_balancing("uncertainty", engine=EngineConfig(zero_stage=1), schedule=ScheduleConfig())
     check_balancing("none", engine=EngineConfig(zero_stage=3), schedule=ScheduleConfig())
+
+
+def test_a_frozen_body_is_refused():
+    model = toy_model()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("heads."))
+    engine = build_engine(EngineConfig(name="torch"), model=model, optimizer=PLAIN)
+    with pytest.raises(BalancingError, match="the body, which is frozen"):
+        build_gradients("pcgrad", engine=engine, seed=0)
