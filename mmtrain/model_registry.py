@@ -340,9 +340,8 @@ def input_example(bundle: Bundle) -> pd.DataFrame:
 
 
 def _grey_clip(feature: VideoFeature) -> bytes:
-    """An animated picture that gets brighter, long enough to be a clip; equal frames would merge."""
-    count = feature.num_frames * feature.frame_step
-    levels = np.linspace(0, 255, count).astype(np.uint8)
+    """An animated picture, long enough to be a clip; equal frames would be merged into one."""
+    levels = np.arange(feature.num_frames * feature.frame_step) * 16 % 256
     shape = (feature.height, feature.width, feature.channels)
     frames = np.stack([np.full(shape, level, dtype=np.uint8) for level in levels])
     decode = modalities.load("video").decode

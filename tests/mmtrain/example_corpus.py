@@ -98,17 +98,18 @@ def build_example_corpora(data_dir: Path, *, vocabulary: Vocabulary) -> None:
     """Writes the shards of all tasks as `build` would, one row group a split."""
     for name, splits in RAW.items():
         for split, rows in splits.items():
-            _write_split(data_dir, TASKS[name], split=split, rows=rows, vocabulary=vocabulary)
+            write_split(data_dir, TASKS[name], split=split, rows=rows, vocabulary=vocabulary)
 
 
-def _write_split(
+def write_split(
     data_dir: Path,
     task: Task,
     *,
     split: Split,
     rows: Sequence[tuple[object, object]],
-    vocabulary: Vocabulary,
+    vocabulary: Vocabulary | None,
 ) -> None:
+    """Writes one split's shards, raw values encoded by the task's features."""
     folder = shard_folder(data_dir, task=task.name, split=split)
     folder.mkdir(parents=True)
     writer = ShardWriter(folder / "shard-00000.parquet", bounds=(), row_group_rows=64)
@@ -126,7 +127,7 @@ def _write_split(
         shards=(shard,),
         digest=contents_digest([shard]),
         fingerprint="example",
-        vocabulary_digest=vocabulary.digest,
+        vocabulary_digest=vocabulary.digest if vocabulary else None,
         quarantined={},
         stats={},
     )
@@ -134,6 +135,6 @@ def _write_split(
     (folder / COMPLETED).write_text(manifest.digest)
 
 
-def _encode(value: object, *, feature: Feature, vocabulary: Vocabulary) -> np.ndarray:
+def _encode(value: object, *, feature: Feature, vocabulary: Vocabulary | None) -> np.ndarray:
     encode = modalities.load(feature.modality).encode
     return encode(value, feature=feature, vocabulary=vocabulary)
