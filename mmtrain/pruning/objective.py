@@ -49,7 +49,7 @@ def class_weights(classes: Collection[int], *, num_classes: int, beta: float) ->
 
 
 def utility_price(bank: MaskBank, masks: SubtaskMasks, *, step: int) -> Tensor:
-    """gamma times the mean utility of units: of the union, or summed over its basis subtasks.
+    """Price gamma times the mean utility of units: of the union, or summed over its basis subtasks.
 
     Args:
         bank: where the masks come from.

@@ -103,8 +103,8 @@ class _Law:
     def weight(self, union: np.ndarray) -> float:
         """What a drawn union's loss is multiplied by, before the mean over passes.
 
-        w(T) = 1 / (|S| q(T)),  q the mean of the passes' laws: the balance heuristic
-        Veach and Guibas, SIGGRAPH 1995, Eq. 14
+        w(T) = 1 / (|S| q(T)), q the mean of the passes' laws: the balance heuristic of Veach and
+        Guibas, SIGGRAPH 1995, Eq. 14.
         """
         if self.config.weighting == "equal":
             return 1.0
