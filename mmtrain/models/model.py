@@ -316,12 +316,15 @@ class MultiTaskModel(nn.Module):
         is_expert = getattr(self.get_parameter(name), "is_expert", False)
         return f"experts/{child}" if is_expert else f"body/{child}"
 
+    def children_of(self, task: str) -> frozenset[str]:
+        """Paths of the nets, the head and the parts of the body that a task's input passes."""
+        spec = self.task(task)
+        own = {f"stems.{spec.input_net}", f"adapters.{spec.input_net}", f"heads.{head_name(spec)}"}
+        return frozenset(own | {f"body.{part}" for part in self.body.parts(self.head(task).reads)})
+
     def owners(self, task: str) -> frozenset[str]:
         """Owners whose parameters a step on that task trains, all of them and no others."""
-        spec = self.task(task)
-        used = {f"stems.{spec.input_net}", f"adapters.{spec.input_net}", f"heads.{head_name(spec)}"}
-        used |= {f"{LOG_VARIANCES}.of_{task}"}
-        used |= {f"body.{part}" for part in self.body.parts(self.head(task).reads)}
+        used = {*self.children_of(task), f"{LOG_VARIANCES}.of_{task}"}
         return frozenset(
             self.parameter_owner(name)
             for name, _ in self.named_parameters()
