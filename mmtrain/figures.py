@@ -20,6 +20,7 @@ INK = "#010203"  # stands for the page's text colour
 ACCENT = "#2a78d6"
 _WIDTH, _HEIGHT = 3.4, 1.9  # inches of one panel
 _MAX_POINTS = 400
+_MAX_BARS = 120  # moments shown of the tasks' shares
 
 
 def curve_figure(curve: Curve) -> Figure:
@@ -56,6 +57,40 @@ def agreement_figure(cosines: Sequence[Sequence[float | None]], *, tasks: Sequen
     side = 1.4 + 0.32 * len(tasks)
     figure = Figure(figsize=(side + 1.0, side), layout="constrained")
     draw_agreement(figure.subplots(), cosines, tasks=tasks)
+    return figure
+
+
+def shares_figure(steps: Sequence[int], counts: Mapping[str, Sequence[int]]) -> Figure:
+    """Which share of the batches each task had, between points of the series.
+
+    Args:
+        steps: of the points, ascending.
+        counts: batches of each task up to each point.
+    """
+    figure = Figure(figsize=(2 * _WIDTH, 0.9 + 0.22 * max(6, len(counts))), layout="constrained")
+    axes = figure.subplots()
+    new = np.diff(np.array(list(counts.values()), dtype=float), axis=1, prepend=0.0)
+    shares = new / np.maximum(new.sum(axis=0), 1.0)
+    colours = matplotlib.colormaps["tab20"](np.arange(len(counts)) % 20)
+    places = np.linspace(0, len(steps) - 1, min(len(steps), _MAX_BARS)).astype(int)
+    for name, share, colour, below in zip(
+        counts, shares, colours, np.cumsum(shares, axis=0) - shares, strict=True
+    ):
+        axes.fill_between(
+            np.array(steps)[places],
+            below[places],
+            (below + share)[places],
+            step="mid",
+            color=colour,
+            label=name,
+            linewidth=0,
+        )
+    axes.set(ylim=(0, 1), xlabel="step")
+    axes.legend(
+        loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8, labelcolor=INK
+    )
+    axes.spines[:].set_visible(False)
+    _ink(axes)
     return figure
 
 

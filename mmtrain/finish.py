@@ -125,6 +125,7 @@ def _story(
             task: [(line["step"], line["loss"][task]) for line in lines if task in line["loss"]]
             for task in recipe.tasks
         },
+        counts=[(line["step"], line["task_steps"]) for line in lines],
         routing=routing.layers,
         routing_tasks=routing.tasks,
         agreement=agreement.cosines,

@@ -19,6 +19,7 @@ from mmtrain.results import Results, Sample, Score, SplitResult, TaskResult
 
 Curves = Mapping[str, "list[tuple[int, float]]"]
 Routing = Mapping[str, "list[list[int]]"]
+Counts = Sequence[tuple[int, Mapping[str, int]]]
 
 _POLICY = "default-src 'none'; img-src data:; media-src data:; style-src 'unsafe-inline'"
 _YES, _NO = '<span class="good">&#10003;</span>', '<span class="bad">&#10007;</span>'
@@ -30,6 +31,7 @@ class Run:
 
     Args:
         curves: training loss by task, as (step, loss), steps ascending.
+        counts: batches of each task up to a step, steps ascending.
         routing: rows sent to experts by layer, (task, expert), tasks as in `routing_tasks`.
         routing_tasks: the rows' tasks.
         agreement: mean cosines between the gradients of `agreement_tasks`; none: not sampled.
@@ -41,6 +43,7 @@ class Run:
     """
 
     curves: Curves = field(default_factory=dict)
+    counts: Counts = ()
     routing: Routing = field(default_factory=dict)
     routing_tasks: tuple[str, ...] = ()
     agreement: Sequence[Sequence[float | None]] = ()
@@ -65,6 +68,9 @@ def report_page(results: Results, *, run: Run) -> str:
         _head(results, title=title),
         _section("Tasks", _task_table(results)),
         _section("Loss by step", _curve_grid(run.curves)),
+        _section(
+            "Tasks by step", _shares(run), note="Share of the batches between points of the series."
+        ),
         _section("Experts by task", _routing_grid(run), note="Share of a task's rows per expert."),
         _section(
             "Agreement of gradients",
@@ -216,6 +222,16 @@ def _curve_grid(curves: Curves) -> str:
         if curve
     ]
     return f'<div class="grid">{"".join(panels)}</div>' if panels else ""
+
+
+def _shares(run: Run) -> str:
+    from mmtrain.figures import shares_figure, to_svg
+
+    if len(run.counts) < 2 or len(run.counts[0][1]) < 2:
+        return ""
+    steps = [step for step, _ in run.counts]
+    by_task = {name: [counts.get(name, 0) for _, counts in run.counts] for name in run.counts[0][1]}
+    return f"<figure>{to_svg(shares_figure(steps, by_task))}</figure>"
 
 
 def _routing_grid(run: Run) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from mmtrain.figures import curves_figure, routing_figure, to_svg
+from mmtrain.figures import curves_figure, routing_figure, shares_figure, to_svg
 from mmtrain.report import Run, duration, report_page, results_table, shown, write_report
 from tests.mmtrain.example_results import PIXEL, example_results
 
@@ -126,3 +126,14 @@ def test_agreement_of_gradients_is_a_section_where_it_was_sampled():
     assert "Agreement of gradients" in page
     assert "left one" in page
     assert "-0.25" in page
+
+
+def test_the_tasks_shares_of_the_steps_are_drawn_where_there_are_several():
+    counts = [(10, {"one": 5, "two": 5}), (20, {"one": 15, "two": 5})]
+    page = report_page(example_results(), run=Run(counts=counts))
+    assert "Tasks by step" in page
+    axes = shares_figure([10, 20], {"one": [5, 15], "two": [5, 5]}).axes[0]
+    tops = [area.get_paths()[0].vertices[:, 1].max() for area in axes.collections]  # type: ignore[union-attr,call-overload]  # arrays
+    assert tops == [1.0, 1.0]
+    alone = report_page(example_results(), run=Run(counts=[(10, {"one": 10}), (20, {"one": 20})]))
+    assert "Tasks by step" not in alone
