@@ -46,7 +46,7 @@ class PruningConfig(BaseModel):
         description="Gradient that passes the threshold: all, or where |utility - tau| < 1.",
     )
     gamma: float = Field(
-        default=0.1,
+        default=0.5,
         ge=0,
         description="Price of utility: weight in the loss of its mean over units.",
     )
