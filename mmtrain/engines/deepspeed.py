@@ -24,6 +24,7 @@ from mmtrain.engines.open_outputs import open_outputs
 from mmtrain.engines.pieces import (
     Entry,
     Piece,
+    average_buffers,
     entries,
     match_states,
     parameter_of,
@@ -203,6 +204,7 @@ class DeepSpeedEngine:
             if tensors is not None:
                 count = steps[self._owner(entry)] if trained else 0
                 yield ParameterState(entry.name, tensors, count)
+        average_buffers(self.model)
         if self.rank == 0:
             for name, buffer in persistent_buffers(self.model).items():
                 yield ParameterState(name, {"weight": buffer.cpu().clone()}, 0)
@@ -226,6 +228,7 @@ class DeepSpeedEngine:
         self._update_working_weights()
 
     def model_state(self) -> dict[str, Tensor]:
+        average_buffers(self.model)
         weights: dict[str, list[Tensor]] = {}
         for entry in self._entries:
             piece = self._piece(entry, to_read=True)

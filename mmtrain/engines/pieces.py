@@ -74,6 +74,18 @@ def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in model.state_dict().items() if name not in parameters}
 
 
+@torch.no_grad()
+def average_buffers(model: nn.Module) -> None:
+    """Running statistics become their mean over the ranks, which call together.
+
+    Each rank's are of its own part of the batches; counters agree as they are.
+    """
+    for value in persistent_buffers(model).values():
+        if value.is_floating_point():
+            dist.all_reduce(value)
+            value /= dist.get_world_size()
+
+
 def parameter_of(entry_name: str) -> str:
     """Name of the parameter that an entry is (an expert) of."""
     return re.sub(r"\[\d+\]$", "", entry_name)

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from mmtrain.layers.encoded import Encoded
+from mmtrain.layers.norm import GridNorm
 from mmtrain.layers.units import ScaleSite, Slice, UnitGate, UnitGroup
 from pipelines.errors import MMTrainError
 
@@ -112,7 +113,7 @@ class ConvNorm(nn.Module):
     ) -> None:
         super().__init__()
         self.conv = nn.Conv2d(dim, out_dim, kernel, stride, kernel // 2, bias=False)
-        self.norm = nn.BatchNorm2d(out_dim, momentum=momentum)
+        self.norm = GridNorm(out_dim, momentum=momentum)
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x_BCYX: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from mmtrain.checkpoint import CheckpointError, Progress
 from mmtrain.engines import EngineConfig, EngineError, build_engine
 from mmtrain.gradients import build_gradients
 from mmtrain.losses import cross_entropy
-from mmtrain.models import multimodel
+from mmtrain.models import multimodel, resnet
 from mmtrain.models.model import ModelConfig, TaskSpec, build_model
 
 LAYOUTS = {
@@ -232,6 +232,53 @@ def real_model(layout: str) -> dict[str, Any]:
         stats = engine.step(learning_rates=dict.fromkeys(model.owners(task), 1e-3))
         trace.append((float(total) / targets.numel(), stats.gradient_norm))
     return {"trace": trace, "weights": weights(engine)}
+
+
+def norms_engine(layout: str, *, seed: int = 0) -> Any:
+    """A model with batch norms."""
+    body = resnet.Config(depth=8, widths=(4, 6, 8))
+    tasks = [TaskSpec(name="red", input_net="image_pixels", output_net="linear", num_outputs=10)]
+    model = build_model(ModelConfig(family="resnet", body=body), tasks, seed)
+    return build_engine(LAYOUTS[layout], model=model, optimizer=ADAM)
+
+
+def norms_train(engine: Any, *, first: int, last: int) -> None:
+    for step in range(first, last):
+        _, pictures, classes = real_batch(2 * step)
+        rows = slice(engine.rank, None, engine.world_size)
+        size = len(pictures[rows])
+        outputs = engine.forward(
+            task="red",
+            inputs=pictures[rows],
+            input_lengths=torch.full((size,), 32),
+            targets=None,
+        )
+        loss = cross_entropy(outputs.logits, classes[rows])
+        engine.backward(loss.total / classes.numel())
+        engine.step(learning_rates=dict.fromkeys(engine.model.owners("red"), 1e-3))
+
+
+def norms(layout: str, folder: str) -> dict[str, Any]:
+    """2 steps, a checkpoint, 2 more; the running statistics that a rank holds, before and after."""
+    engine = norms_engine(layout)
+    norms_train(engine, first=0, last=2)
+    name = "body.blocks.0.conv1.norm.running_mean"
+    own = engine.model.get_buffer(name).tolist()
+    checkpoint.save(folder, engine=engine, progress=Progress(step=2, cursors={"red": 2}))
+    kept = engine.model.get_buffer(name).tolist()
+    norms_train(engine, first=2, last=4)
+    state = engine.model_state()
+    dtypes = {str(value.dtype) for value in state.values()}
+    return {"own": own, "kept": kept, "digests": digests(engine), "dtypes": sorted(dtypes)}
+
+
+def norms_resume(layout: str, folder: str) -> dict[str, Any]:
+    """The last 2 of these steps, from the checkpoint."""
+    engine = norms_engine(layout, seed=5)
+    ref = checkpoint.latest(folder)
+    assert ref is not None
+    norms_train(engine, first=checkpoint.restore(ref, engine=engine).step, last=4)
+    return {"digests": digests(engine)}
 
 
 def real_batch(step: int) -> tuple[str, torch.Tensor, torch.Tensor]:
