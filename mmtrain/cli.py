@@ -58,7 +58,9 @@ TaskNames = Annotated[
 
 @app.command()
 def quickstart(
-    out: Annotated[Path, typer.Option(help="Folder of the run.")] = Path("runs/quickstart"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; default runs/RECIPE.")
+    ] = None,
     data: DataDir = Path("corpora"),
     settings: Settings = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,

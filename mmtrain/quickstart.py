@@ -23,7 +23,7 @@ def run_quickstart(
     *,
     settings: Sequence[str],
     data_dir: Path,
-    out: Path,
+    out: Path | None,
     resume: bool,
     console: Console,
 ) -> Finished:
@@ -33,13 +33,13 @@ def run_quickstart(
         recipe_name: recipe to run.
         settings: changes to it, "field=value".
         data_dir: folder of raw corpora and shards.
-        out: the run's folder.
+        out: the run's folder; None: `runs/` and the recipe's name.
         resume: go on with the run there.
         console: where it is told.
     """
     began = time.monotonic()
     recipe = load_recipe(recipe_name, settings)
-    tracking = TrackingConfig()
+    tracking, out = TrackingConfig(), out or Path("runs") / recipe.name
     with ray_cluster(recipe):
         console.print(f"building {len(recipe.tasks)} corpora in {data_dir} ...")
         manifests = build_corpora(recipe, data_dir=data_dir)
