@@ -23,6 +23,9 @@ def run(*arguments: str, **options) -> subprocess.CompletedProcess:
         (["train", "nothing.json"], "nothing.json"),
         (["list", "recipe"], "recipes"),
         (["evaluate", "no/such/run"], "no bundle at no/such/run"),
+        (["extract", "no/such/run", "--task", "a", "--out", "b"], "no bundle at no/such/run"),
+        (["train"], "--init-from"),
+        (["train", "--init-from", "no/such/run"], "no bundle at no/such/run"),
         (["predict", "no/such/run", "--task", "parsing", "x"], "no bundle at no/such/run"),
     ],
 )

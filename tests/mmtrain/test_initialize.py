@@ -1,6 +1,5 @@
 """Starting from a ViT or a model of ours: what is loaded answers as it did, the rest is fresh."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +9,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 from torch.testing import assert_close
-from transformers import ViTConfig, ViTForImageClassification, ViTModel
+from transformers import ViTForImageClassification, ViTModel
 
 from mmtrain.export import Card, load_bundle, save_bundle
 from mmtrain.initialize import (
     InitError,
     Start,
     Trained,
-    freeze,
     load_start,
-    plan_recipe_start,
     plan_start,
     read_source,
 )
 from mmtrain.modalities import audio_patches, image_patches, video_tubelets
 from mmtrain.models.model import MultiTaskModel, build_model
-from mmtrain.recipe import load_recipe
-from mmtrain.runs import task_specs
-from pipelines.errors import UnknownNameError
 from pipelines.modalities.label import LabelFeature
 from tests.mmtrain.example_bundle import example_bundle, example_model
 from tests.mmtrain.example_polyvit import (
     LINEAGE,
-    SIDES,
     bundle_tasks,
     inputs_of,
     logits,
@@ -40,26 +33,15 @@ from tests.mmtrain.example_polyvit import (
     small_polyvit,
     targets,
 )
+from tests.mmtrain.example_vit import hugging_face, random_vit, to_timm
 from tests.mmtrain.models.tiny import tiny_model
 
 AS_HUGGING_FACE = {"gelu": "erf", "layer_norm_eps": 1e-12}
 
 
-def hugging_face(**changes: Any) -> ViTConfig:
-    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
-    pictures = {"intermediate_size": 24, "image_size": 16, "patch_size": 8}
-    return ViTConfig(**{**sizes, **pictures, **changes})
-
-
 @pytest.fixture(scope="module")
 def vit() -> ViTForImageClassification:
-    """A random ViT of Hugging Face's, no weight of which is zero or one."""
-    torch.manual_seed(0)
-    model = ViTForImageClassification(hugging_face(num_labels=3)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += torch.randn_like(parameter) * 0.1
-    return model
+    return random_vit()
 
 
 @pytest.fixture(scope="module")
@@ -152,30 +134,6 @@ def test_timm_state_dict_gives_the_same_features(vit, tmp_path):
     assert "heads of 64" in start.warnings[1]
 
 
-def to_timm(vit: ViTForImageClassification) -> dict[str, Tensor]:
-    """The same weights under timm 1.0's names: query, key and value in one matrix."""
-    names = {
-        "embeddings.cls_token": "cls_token",
-        "embeddings.position_embeddings": "pos_embed",
-        "embeddings.patch_embeddings.projection": "patch_embed.proj",
-        "layernorm_before": "norm1",
-        "layernorm_after": "norm2",
-        "layernorm": "norm",
-        "layers": "blocks",
-        "attention.o_proj": "attn.proj",
-    }
-    found: dict[str, Tensor] = {}
-    for name, value in vit.vit.state_dict().items():
-        for theirs, timms in names.items():
-            name = name.replace(theirs, timms)
-        found[name] = value
-    for number in range(3):
-        for kind in ("weight", "bias"):
-            parts = [found.pop(f"blocks.{number}.attention.{part}_proj.{kind}") for part in "qkv"]
-            found[f"blocks.{number}.attn.qkv.{kind}"] = torch.cat(parts)
-    return {name: value.contiguous() for name, value in found.items()}
-
-
 def test_positions_of_larger_pictures_are_resized_and_the_class_row_is_kept(vit, folder):
     larger = nets(image_patches=image_patches.Config(height=32, width=24, patch=(8, 8)))
     model = started(small_polyvit("shape", held=larger), folder)
@@ -253,43 +211,6 @@ def test_settings_that_the_weights_were_not_trained_with_are_told(folder):
         "model.body.layer_norm_eps is 1e-06, the weights were trained with 1e-12",
         "model.body.gelu is 'tanh', the weights were trained with 'erf'",
     )
-
-
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "vit.pth"])
-def test_pickles_are_refused_with_the_way_to_convert(tmp_path, name):
-    (tmp_path / name).write_bytes(b"\x80\x04cos\nsystem\n(S'false'\ntR.")
-    for source in (tmp_path, tmp_path / name):
-        with pytest.raises(InitError, match=r"save_file\(state_dict"):
-            read_source(str(source))
-
-
-def test_a_file_cut_short_is_refused_by_name(folder, tmp_path):
-    file = tmp_path / "model.safetensors"
-    file.write_bytes((folder / "model.safetensors").read_bytes()[:-100])
-    with pytest.raises(InitError, match=r"model\.safetensors cannot be read"):
-        read_source(str(file))
-
-
-def test_an_index_that_leads_out_of_its_folder_is_refused(tmp_path):
-    index = {"weight_map": {"vit.layernorm.weight": "../other.safetensors"}}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(InitError, match=r"\.\./other\.safetensors"):
-        read_source(str(tmp_path))
-
-
-def test_another_kind_of_transformer_is_refused(folder, tmp_path):
-    config = json.loads((folder / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "swin"}))
-    (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
-    with pytest.raises(InitError, match="model_type 'swin'"):
-        read_source(str(tmp_path))
-
-
-def test_blocks_with_parts_that_ours_have_not_are_refused(vit, tmp_path):
-    scaled = to_timm(vit) | {"blocks.0.ls1.gamma": torch.ones(16)}
-    save_file(scaled, tmp_path / "vit.safetensors")
-    with pytest.raises(InitError, match=r"no plain ViT.*ls1\.gamma"):
-        read_source(str(tmp_path / "vit.safetensors"))
 
 
 def test_nothing_at_the_place_is_said_with_what_could_be(tmp_path):
@@ -467,36 +388,3 @@ def test_heads_stay_fresh_where_that_is_asked_for():
         inflation="central_frame", heads="fresh",
     )  # fmt: skip
     assert set(start.fresh) == {f"task/{task}" for task in model.tasks}
-
-
-# ---- frozen parameters
-
-
-def test_frozen_owners_do_not_train_and_all_others_do():
-    model = small_polyvit(num_adapter_blocks=1)
-    freeze(model, ["body/*", "modality/image_patches"])
-    trains = {model.parameter_owner(n) for n, p in model.named_parameters() if p.requires_grad}
-    kept = {model.parameter_owner(n) for n, p in model.named_parameters() if not p.requires_grad}
-    assert kept == {"body/blocks", "body/norm", "modality/image_patches"}
-    assert trains == {
-        "modality/video_tubelets", "modality/audio_patches", *(f"task/{task}" for task in SIDES)
-    }  # fmt: skip
-
-
-def test_a_pattern_that_names_no_owner_is_answered_with_the_owners():
-    with pytest.raises(UnknownNameError, match=r"no owner of parameters 'bdy/\*'; nearest: body/"):
-        freeze(small_polyvit(), ["bdy/*"])
-
-
-def test_a_task_with_nothing_left_to_train_is_refused():
-    with pytest.raises(InitError, match="leaves task shape nothing to train"):
-        freeze(small_polyvit(), ["body/*", "modality/*", "task/shape"])
-
-
-def test_weights_as_drawn_are_not_frozen():
-    recipe = load_recipe("linear_probe")
-    specs = task_specs(recipe, None)
-    with torch.device("meta"):
-        model = build_model(recipe.model, specs, seed=0)
-    with pytest.raises(InitError, match="--init-from"):
-        plan_recipe_start(recipe, model, vocabulary=None)
