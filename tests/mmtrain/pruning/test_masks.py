@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from mmtrain.layers.units import UnitGroup, gated
+from mmtrain.layers.units import ScaleSite, UnitGroup, gated
 from mmtrain.pruning.generator import build_masks
 from mmtrain.pruning.masks import MaskBank, MaskError, SubtaskMasks, keep, max_abs
 from pipelines.errors import UnknownNameError
@@ -340,3 +340,14 @@ def test_masks_work_in_half_precision():
     masks = bank.masks(["a"])
     assert_close(masks.utility, bank.utility[0].float().abs())
     assert masks.gates["stem_gate"].unique().tolist() == [0.0, 1.0]
+
+
+def test_a_gate_that_is_a_units_and_a_scales_has_both():
+    group = UnitGroup("only", "filter", 2, ("gate",), ())
+    site = ScaleSite("gate", "only", "weight")
+    bank = build_masks(toy_config(), groups=[group], sites=[site], seed=0)
+    bank.utility.data[0] = torch.tensor([0.9, 0.1])
+    bank.scaling.data[0] = torch.tensor([-2.0, 3.0])
+    masks = bank.masks(["a"])
+    assert masks.gates["gate"].tolist() == [-2.0, 0.0]
+    assert masks.scale["gate"].tolist() == [-2.0, 3.0]
