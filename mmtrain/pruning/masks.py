@@ -12,7 +12,7 @@ those of its members; nothing is learned for a union itself.
 In the backward pass B_T counts as U_T (Bengio et al., arXiv:1308.3432, Sec. 4).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -136,19 +136,14 @@ class MaskBank(nn.Module):
             for group, part in zip(self.groups, utility.split(self._sizes), strict=True)
         }
         binary = self._straight_through(utility, torch.cat(list(kept.values())), tau=tau)
-        gates = {
-            gate: part
-            for group, part in zip(self.groups, binary.split(self._sizes), strict=True)
-            for gate in group.gates
-        }
-        scale = {}
-        if scales is not None:
-            parts = scales.split(self._scale_sizes)
-            scale = {site.gate: part for site, part in zip(self.sites, parts, strict=True)}
-        for gate, part in scale.items():
-            gates[gate] = gates[gate] * part if gate in gates else part
+        scale = self._at_sites(scales)
         return SubtaskMasks(
-            tuple(self.subtasks[member] for member in members), tau, gates, utility, kept, scale
+            subtasks=tuple(self.subtasks[member] for member in members),
+            threshold=tau,
+            gates=self._at_gates(binary, scale),
+            utility=utility,
+            kept=kept,
+            scale=scale,
         )
 
     def members(self, subtasks: Iterable[str]) -> list[int]:
@@ -170,6 +165,22 @@ class MaskBank(nn.Module):
         utility = self.utility.float()[members].abs().amax(dim=0)
         scaling = cast(Tensor | None, self.scaling)
         return utility, None if scaling is None else max_abs(scaling.float()[members])
+
+    def _at_sites(self, scales: Tensor | None) -> dict[str, Tensor]:
+        if scales is None:
+            return {}
+        parts = scales.split(self._scale_sizes)
+        return {site.gate: part for site, part in zip(self.sites, parts, strict=True)}
+
+    def _at_gates(self, binary: Tensor, scale: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Masks and scales by gate; a gate that is for both has their product."""
+        gates = {
+            gate: part
+            for group, part in zip(self.groups, binary.split(self._sizes), strict=True)
+            for gate in group.gates
+        }
+        both = {gate: gates[gate] * part for gate, part in scale.items() if gate in gates}
+        return {**gates, **scale, **both}
 
     def _of_units(self, utility: Tensor) -> Tensor:
         if self.config.granularity == "unit":

@@ -1,6 +1,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.testing import assert_close
 
 from mmtrain.layers.units import UnitGroup, gated
 from mmtrain.models import resnet
@@ -10,6 +11,7 @@ from mmtrain.pruning.generator import build_masks
 from mmtrain.pruning.masks import MaskBank
 from mmtrain.pruning.objective import subtask_loss, utility_price
 from mmtrain.pruning.sampling import draw_unions
+from mmtrain.pruning.slicing import cut
 from mmtrain.pruning.subtasks import Subtasks, resolve_subtasks
 from pipelines.modalities.label import LabelFeature
 
@@ -100,6 +102,19 @@ def test_with_all_units_on_it_is_the_model_bit_for_bit(model, bank):
     with gated(model, bank.masks(["b"], threshold=-1.0).gates):
         masked = logits(model)
     assert torch.equal(masked, logits(model))
+
+
+@pytest.mark.parametrize("union", ["a", "b", "c", "ab", "ac", "bc", "abc"])
+def test_the_network_cut_by_a_unions_masks_is_the_masked_one(model, bank, union):
+    bank.scaling.data.normal_(generator=torch.Generator().manual_seed(2))
+    model.eval()
+    masks = bank.masks(union)
+    small = cut(model, masks.kept, scale=masks.scale, outputs={"shape": [0, 2]})
+    with torch.no_grad(), gated(model, masks.gates):
+        assert_close(logits(small), logits(model)[:, [0, 2]], atol=1e-5, rtol=1e-5)
+    assert {group.name: group.size for group in small.prunable_units()} == {
+        name: int(kept.sum()) for name, kept in masks.kept.items()
+    }
 
 
 def test_masks_add_n_vectors_to_the_state(model, bank):
