@@ -168,16 +168,18 @@ def download_bundle(uri: str, *, tracking_uri: str | None = None) -> Bundle:
 
 def _download_uri(uri: str, *, tracking_uri: str) -> str:
     """Where the files of a version are; MLflow's own look-up asks the process-wide registry."""
+    name, version = _name_and_version(uri, tracking_uri=tracking_uri)
     client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
-    return client.get_model_version_download_uri(*_name_and_version(client, uri))
+    return client.get_model_version_download_uri(name, version)
 
 
-def _name_and_version(client: MlflowClient, uri: str) -> tuple[str, str]:
+def _name_and_version(uri: str, *, tracking_uri: str) -> tuple[str, str]:
     parts = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))", uri)
     if parts is None:
         raise RegistryError(f"{uri!r} is no version; write models:/NAME@ALIAS or models:/NAME/3")
     name, alias, version = parts.groups()
     if alias:
+        client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
         version = client.get_model_version_by_alias(name, alias).version
     return name, str(version)
 
@@ -189,10 +191,9 @@ def fixed_uri(uri: str, *, tracking_uri: str | None = None) -> str:
         RegistryError: there is no such version.
     """
     tracking_uri = tracking_uri or mlflow.get_tracking_uri()
-    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
     try:
         with bounded(_TIMEOUT_S, max_retries=_MAX_RETRIES):
-            name, version = _name_and_version(client, uri)
+            name, version = _name_and_version(uri, tracking_uri=tracking_uri)
     except MlflowException as error:
         raise RegistryError(
             f"no {uri} at {tracking_uri}: {error.message}; give --tracking, or set "
