@@ -161,13 +161,19 @@ class UnitGate(nn.Module):
 
 @contextmanager
 def gated(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[None]:
-    """Within, the gates of these paths have these masks; afterwards none."""
-    gates = [(model.get_submodule(path), mask) for path, mask in masks.items()]
-    for gate, mask in gates:
-        assert isinstance(gate, UnitGate), "masks act at gates"
-        gate.mask = mask
+    """Within, the gates of these paths have these masks; afterwards what they had before."""
+    before = put_on(model, masks)
     try:
         yield
     finally:
-        for gate, _ in gates:
-            gate.mask = None  # type: ignore[assignment]  # asserted above
+        put_on(model, before)
+
+
+def put_on(model: nn.Module, masks: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+    """Gives the gates of these paths these masks, to stay; returns what they had before."""
+    before = {}
+    for path, mask in masks.items():
+        gate = model.get_submodule(path)
+        assert isinstance(gate, UnitGate), "masks act at gates"
+        before[path], gate.mask = gate.mask, mask
+    return before
