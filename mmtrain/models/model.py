@@ -46,6 +46,7 @@ __all__ = ["Encoded", "ModelConfig", "MultiTaskModel", "Outputs", "TaskSpec", "b
 # 10^9. Below, torch's meta device would be the slower way: its first use imports for 1.8 s.
 _LARGE = 50_000_000
 LOG_VARIANCES = "log_variances"  # child that loss balancing adds: a parameter "of_<task>" for each
+MASKS = "masks"  # child that pruning adds: the masks of subtasks; it knows which tasks train them
 
 
 class ModelError(MMTrainError):
@@ -304,11 +305,14 @@ class MultiTaskModel(nn.Module):
         """Who owns the parameter of that name; all parameters of an owner train in the same steps.
 
         "body/<part>", "experts/<part>", "modality/<net>" for a stem and its adapter,
-        "modality/<net>_output" for a head that tasks share, "task/<task>" for a head of one task.
+        "modality/<net>_output" for a head that tasks share, "task/<task>" for a head of one task,
+        "masks" for those of subtasks.
         """
         kind, child = name.split(".")[:2]
         if kind in ("stems", "adapters"):
             return f"modality/{child}"
+        if kind == MASKS:
+            return MASKS
         if kind == LOG_VARIANCES:
             return f"task/{child.removeprefix('of_')}"
         if kind == "heads":
@@ -325,15 +329,17 @@ class MultiTaskModel(nn.Module):
     def owners(self, task: str) -> frozenset[str]:
         """Owners whose parameters a step on that task trains, all of them and no others."""
         used = {*self.children_of(task), f"{LOG_VARIANCES}.of_{task}"}
-        return frozenset(
+        owners = {
             self.parameter_owner(name)
             for name, _ in self.named_parameters()
             if ".".join(name.split(".")[:2]) in used
-        )
+        }
+        masks: Any = getattr(self, MASKS, None)
+        return frozenset(owners | {MASKS} if masks and task in masks.tasks else owners)
 
     def trained_by(self, task: str) -> list[nn.Parameter]:
-        """Parameters that a step on that task trains."""
-        owners = self.owners(task)
+        """Parameters of the model itself that a step on that task trains."""
+        owners = self.owners(task) - {MASKS}
         named = self.named_parameters()
         return [parameter for name, parameter in named if self.parameter_owner(name) in owners]
 

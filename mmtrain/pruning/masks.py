@@ -112,6 +112,12 @@ class MaskBank(nn.Module):
         return len(self.groups) if self.config.granularity == "layer" else sum(self._sizes)
 
     @property
+    def tasks(self) -> frozenset[str]:
+        """Tasks that some subtask has, whole or classes of them."""
+        entries = (entry for named in self.config.subtasks.values() for entry in named)
+        return frozenset(entry.partition(":")[0] for entry in entries)
+
+    @property
     def num_scales(self) -> int:
         """Scales of a subtask."""
         return sum(self._scale_sizes)
@@ -199,7 +205,7 @@ class MaskBank(nn.Module):
 def half_normal(shape: tuple[int, ...], *, config: PruningConfig, seed: int) -> Tensor:
     """V ~ N(0, sigma^2): |V| is above tau with probability erfc(tau / (sigma sqrt(2)))."""
     generator = torch.Generator().manual_seed(seed)
-    return config.sigma * torch.randn(shape, generator=generator)
+    return config.sigma * torch.randn(shape, generator=generator, device="cpu")
 
 
 def keep(utility: Tensor, *, threshold: float) -> Tensor:
