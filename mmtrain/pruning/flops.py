@@ -70,11 +70,10 @@ def count(model: MultiTaskModel, inputs: Iterable[TaskInputs]) -> Cost:
 @torch.no_grad()
 def forward_flops(model: MultiTaskModel, batch: TaskInputs) -> int:
     """Operations of one forward pass in evaluation mode."""
-    counter = FlopCounterMode(display=False, custom_mapping=_MORE)
     was_training = model.training
     model.eval()
     try:
-        with counter:
+        with counting() as counter:
             model(
                 task=batch.task,
                 inputs=batch.inputs,
@@ -84,6 +83,11 @@ def forward_flops(model: MultiTaskModel, batch: TaskInputs) -> int:
     finally:
         model.train(was_training)
     return counter.get_total_flops()
+
+
+def counting() -> FlopCounterMode:
+    """A context in which operations are counted, `get_total_flops()` of them."""
+    return FlopCounterMode(display=False, custom_mapping=_MORE)
 
 
 def _attention(

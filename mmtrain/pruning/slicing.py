@@ -5,7 +5,7 @@ The smaller model is built by the same code from a config that says how many uni
 folded into the weights that they multiply. Nothing in it knows that it was cut.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import torch
@@ -49,7 +49,7 @@ def cut(
         CutError: a group would be empty, or a mask or score is none of the group's or head's.
     """
     groups = {group.name: group for group in model.prunable_units()}
-    outputs = outputs or {}
+    outputs = {model.task(name).name: scores for name, scores in (outputs or {}).items()}
     _check_units(groups, kept)
     specs = _narrowed_tasks(model, tasks=tasks, outputs=outputs)
     config = narrowed_config(model.config, groups=groups, kept=kept, tasks=specs)
@@ -57,6 +57,7 @@ def cut(
     weights = _weights(model, tasks=specs)
     weights |= _folded(model, weights, scale=scale or {})
     small = {name: _select(value, entries.get(name, {})) for name, value in weights.items()}
+    small |= _numbers(model, groups=groups, kept=kept, tasks=specs)
     return model_with(config, specs, small)
 
 
@@ -184,12 +185,32 @@ def _mark(stays: Tensor, held: Slice, mask: Tensor) -> None:
 
 def _weights(model: MultiTaskModel, *, tasks: Iterable[TaskSpec]) -> dict[str, Tensor]:
     """Weights and buffers that these tasks use."""
+    used = _used_by(model, tasks)
+    return {name: value.detach() for name, value in model.state_dict().items() if used(name)}
+
+
+def _used_by(model: MultiTaskModel, tasks: Iterable[TaskSpec]) -> Callable[[str], bool]:
+    """Whether these tasks use the weight of a name."""
     used = {path for task in tasks for path in model.children_of(task.name)}
-    return {
-        name: value.detach()
-        for name, value in model.state_dict().items()
-        if ".".join(name.split(".")[:2]) in used
-    }
+    return lambda name: ".".join(name.split(".")[:2]) in used
+
+
+def _numbers(
+    model: MultiTaskModel,
+    *,
+    groups: Mapping[str, UnitGroup],
+    kept: Mapping[str, Tensor],
+    tasks: Iterable[TaskSpec],
+) -> dict[str, Tensor]:
+    """Of layers that remember which units they have: their numbers before the first cut."""
+    used, before = _used_by(model, tasks), model.state_dict()
+    numbers = {}
+    for group, mask in kept.items():
+        for name in filter(used, groups[group].numbers):
+            if name in before or not mask.all():
+                all_numbers = before.get(name, torch.arange(len(mask), device=mask.device))
+                numbers[name] = all_numbers[mask.to(all_numbers.device)]
+    return numbers
 
 
 def _folded(
