@@ -12,6 +12,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from mmtrain.models.model import MASKS
+
 
 class OptimizerConfig(BaseModel):
     """The optimizer and its learning rate. The defaults train the quickstart's model."""
@@ -73,13 +75,14 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Trainable parameters in one group for each owner; two if some of them are to decay.
 
-    Each group has "owner" beside the optimizer's own settings. Biases and norms never decay.
+    Each group has "owner" beside the optimizer's own settings. Biases, norms and masks never decay.
     """
     groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
     for name, parameter in named_parameters:
         if parameter.requires_grad:
-            decays = weight_decay > 0 and parameter.ndim > 1
-            groups.setdefault((owner_of(name), decays), []).append(parameter)
+            owner = owner_of(name)
+            decays = weight_decay > 0 and parameter.ndim > 1 and owner != MASKS
+            groups.setdefault((owner, decays), []).append(parameter)
     return [
         {"params": groups[key], "owner": key[0], "weight_decay": weight_decay if key[1] else 0.0}
         for key in sorted(groups)

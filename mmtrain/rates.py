@@ -114,6 +114,7 @@ def step_rates(
     num_steps: int,
     tasks: Mapping[str, Task],
     owners: Mapping[str, Iterable[str]],
+    scales: Mapping[str, float] | None = None,
 ) -> StepRates:
     """The rates of a step. Of several tasks, each counts with its own rate c_j:
 
@@ -128,6 +129,7 @@ def step_rates(
         num_steps: steps of the whole run.
         tasks: of the step, by name.
         owners: for each task of the step, the owners that it trains: `model.owners(task)`.
+        scales: factor of the rate of an owner that has one.
     """
     single = len(tasks) > 1 and config.accumulated_rate == "single"
     bases = {
@@ -140,8 +142,11 @@ def step_rates(
         rate = learning_rate(config, step=step, num_steps=num_steps, base=base)
         for owner in trained if config.name == "sgd" else owners[task]:
             rates.setdefault(owner, []).append(rate)
+    means = {owner: sum(rates[owner]) / len(rates[owner]) for owner in sorted(rates)}
+    for owner in means.keys() & (scales or {}).keys():
+        means[owner] *= (scales or {})[owner]
     return StepRates(
-        learning_rates={owner: sum(rates[owner]) / len(rates[owner]) for owner in sorted(rates)},
+        learning_rates=means,
         loss_scales=_loss_scales(bases),
         betas=_mean_betas(config, tasks),
     )

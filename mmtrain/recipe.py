@@ -22,6 +22,7 @@ from mmtrain.engines import EngineConfig
 from mmtrain.inflation import Inflation
 from mmtrain.models.model import ModelConfig
 from mmtrain.optim import OptimizerConfig
+from mmtrain.pruning.config import PruningConfig
 from pipelines.errors import MMTrainError, UnknownNameError, first_problem
 from pipelines.layout import BuildConfig
 from pipelines.schedule import ScheduleConfig, run_steps
@@ -71,6 +72,11 @@ class Recipe(BaseModel):
         default="none",
         description="Of losses, beside loss_weight: learned variances, or gradients of the tasks "
         "of a step without their conflicts; see mmtrain/balancing.py, mmtrain/gradients.py.",
+    )
+    pruning: PruningConfig | None = Field(
+        default=None,
+        description="Subtasks that the trained model can be cut down to, and how their masks are "
+        "learned; None: no masks.",
     )
     num_steps: int = Field(ge=1, description="Optimizer steps of the run.")
     num_workers: int = Field(default=1, ge=1, description="Training processes, each a rank.")

@@ -57,8 +57,8 @@ class Series:
         self._routing: dict[str, Tensor] = {}
         self._since = time.monotonic()
 
-    def add(self, task: str, made: MicroLoss, *, examples: int) -> None:
-        """Adds one micro-batch of this rank."""
+    def add(self, task: str, made: MicroLoss, *, examples: float) -> None:
+        """Adds one micro-batch of this rank, or a pass of it with its part of the examples."""
         loss, outputs = made.loss, made.outputs
         counted = torch.tensor([examples, 1], dtype=torch.float64).to(self._device)
         sums = [loss.total.detach(), loss.count, outputs.auxiliary_loss.detach()]
