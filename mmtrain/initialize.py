@@ -12,7 +12,7 @@ taken over only if the source has the task, with the same targets.
 import fnmatch
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from mmtrain.export import BundleError, Card, find_bundle, load_bundle, load_card
 from mmtrain.inflation import Inflation
-from mmtrain.models.model import ModelConfig, MultiTaskModel, build_model
+from mmtrain.models.model import MASKS, ModelConfig, MultiTaskModel, build_model
 from mmtrain.recipe import Recipe
 from mmtrain.vit_files import InitError, Vit, is_vit, read_vit
 from mmtrain.vit_weights import differences, from_vits, to_vits, vit_blocks_of
@@ -175,9 +175,9 @@ def plan_recipe_start(
     """
     frozen_owners(model, recipe.frozen)
     if recipe.init_from is None:
-        if recipe.frozen:
+        for said in _keeps(recipe):
             raise InitError(
-                f"frozen={list(recipe.frozen)} would keep weights as they were drawn; "
+                f"{said} would keep weights as they were drawn; "
                 "give the trained ones by --init-from"
             )
         return None
@@ -227,6 +227,18 @@ def start_model(
         assert start is not None
         load_start(model, start)
     freeze(model, recipe.frozen)
+    if recipe.pruning and recipe.pruning.train == "masks":
+        owner_of = model.parameter_owner
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and owner_of(name) == MASKS)
+
+
+def _keeps(recipe: Recipe) -> Iterator[str]:
+    """Settings of a recipe that keep weights as they start."""
+    if recipe.frozen:
+        yield f"frozen={list(recipe.frozen)}"
+    if recipe.pruning and recipe.pruning.train == "masks":
+        yield "pruning.train=masks"
 
 
 def with_fixed_source(recipe: Recipe, *, registry: str | None) -> Recipe:

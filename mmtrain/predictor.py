@@ -18,6 +18,7 @@ from mmtrain.answers import Prediction, load_kind
 from mmtrain.export import Bundle, BundleTask, find_bundle, load_bundle
 from mmtrain.layers.encoded import Encoded
 from mmtrain.models.model import MultiTaskModel
+from mmtrain.pruning.attach import wear_masks
 from pipelines import modalities
 from pipelines.errors import BadExampleError, MMTrainError, UnknownNameError
 from pipelines.modalities import Feature
@@ -37,6 +38,7 @@ class Predictor:
         self.tasks: Mapping[str, BundleTask] = bundle.card.tasks
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model: MultiTaskModel = bundle.build_model().to(self.device)
+        wear_masks(self.model)
 
     @classmethod
     def load(

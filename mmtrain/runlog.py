@@ -13,6 +13,7 @@ from typing import Any
 from mmtrain.engines import StepStats
 from mmtrain.gradient_monitor import Cosines
 from mmtrain.progress import RunProgress, TaskProgress
+from mmtrain.pruning.kept import KeptPoint
 from mmtrain.recipe import Recipe
 from mmtrain.runs import Job, Spent
 from mmtrain.series import Point
@@ -20,7 +21,7 @@ from mmtrain.tracking import Tracker
 from mmtrain.validation import ValidationPoint
 
 SERIES, ROUTING, EXAMPLES = "series.jsonl", "routing.json", "examples.jsonl"
-GRADIENTS = "gradients.jsonl"
+GRADIENTS, KEPT = "gradients.jsonl", "kept.jsonl"
 
 
 class RunLog:
@@ -44,7 +45,8 @@ class RunLog:
         self._recipe, self._post, self._first_step = recipe, post, first_step
         self._path, self._routing_path = job.out / SERIES, job.out / ROUTING
         kept = _keep_until(self._path, first_step)
-        _keep_until(job.out / GRADIENTS, first_step)
+        for name in (GRADIENTS, KEPT):
+            _keep_until(job.out / name, first_step)
         self._before_s = kept[-1]["elapsed_s"] if kept else 0.0
         self._task_seconds: dict[str, float] = dict(kept[-1]["task_seconds"]) if kept else {}
         self._task_steps: dict[str, int] = dict(kept[-1]["task_steps"]) if kept else {}
@@ -90,6 +92,24 @@ class RunLog:
             for i, row in enumerate(cosines)
             for j, value in enumerate(row[:i])
             if value is not None
+        }
+        self._tracker.log_metrics(values, step=step)
+
+    def kept(self, step: int, point: KeptPoint | None) -> None:
+        """Units that each subtask keeps after `step` steps; None: there are no masks."""
+        if point is None:
+            return
+        with self._path.with_name(KEPT).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **point.to_dict()}) + "\n")
+        values = {f"kept/{name}": share for name, share in point.shares().items()}
+        for name, shares in point.group_shares().items():
+            pairs = zip(point.groups, shares, strict=True)
+            values |= {f"kept_by_group/{group}/{name}": share for group, share in pairs}
+        names = list(point.overlap)
+        values |= {
+            f"overlap/{names[i]}/{names[j]}": value
+            for i, row in enumerate(point.overlap.values())
+            for j, value in enumerate(row[:i])
         }
         self._tracker.log_metrics(values, step=step)
 

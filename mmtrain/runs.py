@@ -29,6 +29,7 @@ from mmtrain.mixup import check_mixup
 from mmtrain.models.model import TaskSpec, build_model, net_of
 from mmtrain.optim import OptimizerConfig
 from mmtrain.preflight import check_disk, checkpoint_bytes
+from mmtrain.pruning.passes import Passes, check_pruning
 from mmtrain.ranks import Ranks
 from mmtrain.rates import on_one_clock
 from mmtrain.recipe import Recipe, RecipeError
@@ -195,12 +196,14 @@ def prepare_run(
                 "leave betas out, or set optimizer.name=adamw"
             )
     check_balancing(recipe.balancing, engine=recipe.engine, schedule=recipe.schedule)
+    check_pruning(recipe)
     corpora = open_corpora(recipe, data_dir)
     ranks = Ranks(rank=0, world_size=recipe.num_workers, device=torch.device("cpu"))
     build_plan(recipe, corpora.train, ranks=ranks, start=Progress(step=0))
     validation_plan(recipe, corpora.validation, ranks=ranks)
     with torch.device("meta"):
         model = build_model(recipe.model, task_specs(recipe, corpora.vocabulary), seed=recipe.seed)
+        Passes.build(recipe, model)
     experts = [layer.num_experts for layer in model.modules() if isinstance(layer, MoE)]
     check_combination(recipe.engine, world_size=recipe.num_workers, num_experts=experts)
     if recipe.optimizer.weight_decay_loss and recipe.engine.zero_stage == 3:
@@ -242,7 +245,7 @@ def _claim(recipe: Recipe, *, out: Path, saved: CheckpointRef | None, resume: bo
 
 def _check_same_model(recipe: Recipe, saved_json: str, *, uri: str) -> None:
     saved = Recipe.model_validate_json(saved_json)
-    for field in ("model", "tasks", "seed", "frozen"):
+    for field in ("model", "tasks", "seed", "frozen", "pruning"):
         mine, its = getattr(recipe, field), getattr(saved, field)
         if field == "tasks":
             mine, its = list(mine), list(its)
@@ -300,6 +303,7 @@ def export_run(
         state=without_log_variances(weights),
         vocabulary=corpora.vocabulary,
         lineage=lineage,
+        pruning=recipe.pruning,
     )
 
 

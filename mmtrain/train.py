@@ -31,6 +31,7 @@ from mmtrain.objective import count_targets, micro_loss
 from mmtrain.policies import NonFiniteLossError, is_due, is_healthy
 from mmtrain.preflight import check_resources
 from mmtrain.progress import ProgressDisplay, RunProgress, build_display
+from mmtrain.pruning.passes import Passes
 from mmtrain.ranks import Ranks, check_same_batches, gather_ids, seed_step
 from mmtrain.rates import step_rates
 from mmtrain.recipe import Recipe
@@ -79,6 +80,7 @@ def train_worker(job: Job, post: Post) -> None:
     specs = task_specs(recipe, corpora.vocabulary)
     model = build_model(recipe.model, specs, seed=recipe.seed)
     saved = checkpoint.latest(job.out / CHECKPOINTS)
+    passes = Passes.build(recipe, model)
     start_model(
         model, recipe, corpora.vocabulary, registry=job.tracking.uri, resumes=saved is not None
     )
@@ -110,11 +112,15 @@ def train_worker(job: Job, post: Post) -> None:
             if log:
                 log.examples(step, seen)
         tasks = {micro.task: recipe.tasks[micro.task] for micro in micros}
-        rates = step_rates(optimizer, step=step, num_steps=last, tasks=tasks, owners=owners)
+        rates = step_rates(
+            optimizer, step=step, num_steps=last, tasks=tasks, owners=owners, scales=passes.scales
+        )
         num_targets = count_targets(micros, recipe, ranks)
-        for micro in micros:
-            made = micro_loss(engine, micro, recipe, ranks, num_targets=num_targets, rates=rates)
-            series.add(micro.task, made, examples=len(micro.example_ids))
+        for micro, masked in passes.each(micros):
+            made = micro_loss(
+                engine, micro, recipe, ranks, num_targets=num_targets, rates=rates, masked=masked
+            )
+            series.add(micro.task, made, examples=len(micro.example_ids) * masked.part)
             feed.learned(micro.task, made.loss.total)
             with monitor.watching(micro.task, ordinal=feed.ordinal(micro.task, step)):
                 gradients.add(micro.task, made.share)
@@ -133,8 +139,10 @@ def train_worker(job: Job, post: Post) -> None:
             if log:
                 log.point(done, point, stats=stats, counts=feed.plan.cursors(done))
                 log.gradients(done, monitor.point())
+                log.kept(done, passes.kept())
         if is_due(done, every=recipe.validate_every, last=last):
-            measured = validate(engine, read_batches(held_out), device=device)
+            with passes.whole():
+                measured = validate(engine, read_batches(held_out), device=device)
             if log:
                 log.validation(done, measured)
         if is_due(done, every=recipe.save_every, last=last):

@@ -56,14 +56,14 @@ class Passes:
         masks: the model's; None: it has none, each micro-batch passes once.
         subtasks: what the masks' subtasks stand for.
         seed: of the unions drawn.
-        rate_scales: factor of an owner's learning rate.
+        scales: factor of an owner's learning rate.
     """
 
     model: MultiTaskModel
     masks: MaskBank | None
     subtasks: Subtasks
     seed: int
-    rate_scales: Mapping[str, float] = field(default_factory=dict)
+    scales: Mapping[str, float] = field(default_factory=dict)
 
     @classmethod
     def build(cls, recipe: Recipe, model: MultiTaskModel) -> Self:

@@ -1,0 +1,64 @@
+"""Runs that learn masks of subtasks, so that the model can be cut down to any of their unions.
+
+The method is that of the patent application WO2021251960A1, here on a residual network (its own
+case, subtasks being classes), on PolyViT and on MultiModel (subtasks being whole tasks).
+"""
+
+from mmtrain.engines import EngineConfig
+from mmtrain.models import resnet
+from mmtrain.models.model import ModelConfig
+from mmtrain.optim import OptimizerConfig
+from mmtrain.pruning.config import PruningConfig
+from mmtrain.recipe import Recipe
+from mmtrain.recipes.multimodel import quickstart
+from mmtrain.recipes.polyvit import polyvit_tiny
+from pipelines.schedule import ScheduleConfig
+from pipelines.tasks.multimodel import IMAGE_CLASSIFICATION
+
+DIGIT_PAIRS = {
+    f"digits_{first}{first + 1}": tuple(
+        f"{IMAGE_CLASSIFICATION.name}:{digit}" for digit in (first, first + 1)
+    )
+    for first in range(0, 10, 2)
+}
+PRUNED_POLYVIT = ("digit", "digit_pair", "motion_direction", "spoken_digit")
+PRUNED_MULTIMODEL = ("image_classification", "speech_recognition", "translation_en_de")
+
+
+def san_resnet() -> Recipe:
+    """Digits by a residual network in five subtasks of two classes; 2 CPU workers, 4 minutes."""
+    task = IMAGE_CLASSIFICATION.model_copy(
+        update={
+            "loss": "sigmoid_cross_entropy",
+            "batch_size": 64,
+            "metrics": ("accuracy", "mean_average_precision"),
+        }
+    )
+    return Recipe(
+        name="san_resnet",
+        tasks={task.name: task},
+        model=ModelConfig(family="resnet", body=resnet.Config(depth=8, widths=(16, 32, 64))),
+        schedule=ScheduleConfig(name="alternating"),
+        optimizer=OptimizerConfig(learning_rate=2e-3, schedule="cosine", decay_start=0.0),
+        engine=EngineConfig(name="deepspeed", zero_stage=1),
+        pruning=PruningConfig(subtasks=DIGIT_PAIRS, warmup_steps=100),
+        num_steps=600,
+        num_workers=2,
+        log_every=20,
+        validate_every=200,
+        save_every=200,
+    )
+
+
+def san_polyvit() -> Recipe:
+    """Four tasks of PolyViT, each a subtask; 2 CPU workers, 6 minutes."""
+    recipe = polyvit_tiny().only(PRUNED_POLYVIT)
+    pruning = PruningConfig(subtasks={task: (task,) for task in recipe.tasks}, warmup_steps=100)
+    return recipe.with_(name="san_polyvit", pruning=pruning, monitor_every=0)
+
+
+def san_multimodel() -> Recipe:
+    """Three tasks of MultiModel, each a subtask; 2 CPU workers, 8 minutes."""
+    recipe = quickstart().only(PRUNED_MULTIMODEL)
+    pruning = PruningConfig(subtasks={task: (task,) for task in recipe.tasks}, warmup_steps=100)
+    return recipe.with_(name="san_multimodel", pruning=pruning, num_steps=900)
