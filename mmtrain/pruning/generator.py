@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmtrain.layers.units import ScaleSite, UnitGroup
 from mmtrain.pruning.config import PruningConfig
-from mmtrain.pruning.masks import MaskBank, half_normal
+from mmtrain.pruning.masks import MaskBank, draw_values
 
 SMALL = 1e-2  # of the last layer's weights beside sigma: at first all unions have nearly one mask
 
@@ -35,7 +35,7 @@ class MaskNetwork(MaskBank):
             self.out = nn.Linear(self.config.generator_dim, num_values)
             nn.init.normal_(self.out.weight, std=SMALL * self.config.sigma)
             nn.init.zeros_(self.out.bias)
-        drawn = half_normal((self.num_utilities,), config=self.config, seed=seed).abs()
+        drawn = draw_values((self.num_utilities,), config=self.config, seed=seed).abs()
         self.out.bias.data[: self.num_utilities] = drawn
 
     def _union(self, members: Sequence[int]) -> tuple[Tensor, Tensor | None]:

@@ -98,7 +98,7 @@ class MaskBank(nn.Module):
         self._add_parameters(seed)
 
     def _add_parameters(self, seed: int) -> None:
-        values = half_normal(
+        values = draw_values(
             (len(self.subtasks), self.num_utilities), config=self.config, seed=seed
         )
         self.utility = nn.Parameter(values)
@@ -202,7 +202,7 @@ class MaskBank(nn.Module):
         return cast(Tensor, _StraightThrough.apply(utility, kept, passes))
 
 
-def half_normal(shape: tuple[int, ...], *, config: PruningConfig, seed: int) -> Tensor:
+def draw_values(shape: tuple[int, ...], *, config: PruningConfig, seed: int) -> Tensor:
     """V ~ N(0, sigma^2): |V| is above tau with probability erfc(tau / (sigma sqrt(2)))."""
     generator = torch.Generator().manual_seed(seed)
     return config.sigma * torch.randn(shape, generator=generator, device="cpu")
