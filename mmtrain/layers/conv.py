@@ -13,6 +13,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmtrain.layers.memory import Memory
+from mmtrain.layers.units import (
+    WHOLE,
+    ScaleSite,
+    Slice,
+    UnitChoice,
+    UnitCounts,
+    UnitGate,
+    UnitGroup,
+)
 
 EPSILON = 1e-6  # of layer norms; tensor2tensor v1.0.3
 
@@ -132,19 +141,50 @@ class ConvStep(nn.Module):
     """LN(SepConv(relu(x))), (B, L, D) to (B, L, F); the normalisation comes last.
 
     MultiModel, arXiv:1706.05137, Sec. 2.1. The convolutions have no bias: the layer norm shifts.
+    Units are "channels": a channel's filter and its column of the pointwise map. What comes out
+    cannot be cut, for the norm is over all of it.
     """
 
     def __init__(
-        self, dim: int, out_dim: int, *, kernel: int, padding: Padding, dilation: int = 1
+        self,
+        dim: int,
+        out_dim: int,
+        *,
+        kernel: int,
+        padding: Padding,
+        dilation: int = 1,
+        units: UnitCounts = WHOLE,
     ) -> None:
         super().__init__()
-        self.depthwise = DepthwiseConv(dim, kernel=kernel, dilation=dilation, padding=padding)
-        self.pointwise = nn.Linear(dim, out_dim, bias=False)
+        channels = units.count("channels", of=dim)
+        self.choice = UnitChoice(channels, of=dim)
+        self.depthwise = DepthwiseConv(channels, kernel=kernel, dilation=dilation, padding=padding)
+        self.channel_gate = UnitGate()
+        self.pointwise = nn.Linear(channels, out_dim, bias=False)
         self.norm = nn.LayerNorm(out_dim, eps=EPSILON)
         nn.init.orthogonal_(self.pointwise.weight)
 
     def forward(self, x_BLD: Tensor, place: Place) -> Tensor:
-        return self.norm(self.pointwise(self.depthwise(x_BLD, place)))
+        x_BLD = self.channel_gate(self.depthwise(self.choice(x_BLD), place))
+        return self.norm(self.pointwise(x_BLD))
+
+    def own_units(self) -> tuple[UnitGroup, ...]:
+        """The channels."""
+        return separable_units(self.pointwise.in_features, depthwise_axis=1)
+
+    def own_sites(self) -> tuple[ScaleSite, ...]:
+        """The pointwise convolution."""
+        return SEPARABLE_SITES
+
+
+SEPARABLE_SITES = (ScaleSite("channel_gate", "channels", "pointwise.weight"),)
+
+
+def separable_units(channels: int, *, depthwise_axis: int) -> tuple[UnitGroup, ...]:
+    """The channels of a depthwise convolution that a pointwise one follows."""
+    slices = (Slice("depthwise.weight", axis=depthwise_axis), Slice("pointwise.weight", axis=1))
+    gates, numbers = ("channel_gate",), ("choice.numbers",)
+    return (UnitGroup("channels", "filter", channels, gates, slices, numbers),)
 
 
 class ConvBlock(nn.Module):
@@ -153,7 +193,8 @@ class ConvBlock(nn.Module):
         h1 = ConvStep_3(x);    h2 = x + ConvStep_3(h1)
         h3 = ConvStep_15(h2);  h4 = x + ConvStep_15,d(h3)      MultiModel, Sec. 2.1
 
-    With `residual="standard"` the last line starts at h2, as released code does.
+    With `residual="standard"` the last line starts at h2, as released code does. `units` says how
+    many channels each step has left.
     """
 
     def __init__(
@@ -164,12 +205,16 @@ class ConvBlock(nn.Module):
         dilation: int,
         drop_prob: float,
         residual: Residual = "stack_input",
+        units: UnitCounts = WHOLE,
     ) -> None:
         super().__init__()
-        self.step1 = ConvStep(dim, dim, kernel=3, padding=padding)
-        self.step2 = ConvStep(dim, dim, kernel=3, padding=padding)
-        self.step3 = ConvStep(dim, dim, kernel=15, padding=padding)
-        self.step4 = ConvStep(dim, dim, kernel=15, padding=padding, dilation=dilation)
+
+        def step(name: str, **shape: int) -> ConvStep:
+            return ConvStep(dim, dim, padding=padding, units=units.below(name), **shape)
+
+        self.step1, self.step2 = step("step1", kernel=3), step("step2", kernel=3)
+        self.step3 = step("step3", kernel=15)
+        self.step4 = step("step4", kernel=15, dilation=dilation)
         self.dropout = nn.Dropout(drop_prob)
         self.residual = residual
 

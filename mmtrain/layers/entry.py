@@ -15,6 +15,7 @@ from mmtrain.layers.grid import (
     standardise,
     stride_lengths,
 )
+from mmtrain.layers.units import UnitCounts
 
 
 class Stage(BaseModel):
@@ -34,7 +35,7 @@ class EntryFlow(nn.Module):
 
     Each example is standardised over what is real of it. No ReLU comes before the first
     convolution. Which shortcuts start with a ReLU: "first" or "all_but_last" (released code: the
-    former for images, the latter for sounds).
+    former for images, the latter for sounds). `units` says how many channels blocks have left.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class EntryFlow(nn.Module):
         blocks: tuple[Stage, ...],
         model_dim: int,
         relu_shortcuts: Literal["first", "all_but_last"],
+        units: UnitCounts,
     ) -> None:
         super().__init__()
         dim = channels
@@ -58,7 +60,14 @@ class EntryFlow(nn.Module):
             relu = place == 0 if relu_shortcuts == "first" else place < len(blocks) - 1
             shortcut: Literal["relu", "linear"] = "relu" if relu else "linear"
             self.blocks.append(
-                ConvRes(dim, width, kernel=stage.kernel, stride=stage.stride, shortcut=shortcut)
+                ConvRes(
+                    dim,
+                    width,
+                    kernel=stage.kernel,
+                    stride=stage.stride,
+                    shortcut=shortcut,
+                    units=units.below(f"blocks.{place}"),
+                )
             )
             dim = width
         self.strides = [stage.stride[0] for stage in (*stems, *blocks)]

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmtrain.layers.units import Slice, UnitGate, UnitGroup
+
 
 class _ExpertRows(torch.autograd.Function):
     """y_e = relu(x_e W_in[e]) W_out[e] over rows sorted by expert; `counts` rows each."""
@@ -61,7 +63,8 @@ class Experts(nn.Module):
     """`num_experts` nets W_out relu(W_in x), without biases, some or all of them on this rank.
 
     Their parameters carry `is_expert`, `num_experts` (of all ranks) and `first_expert` (the global
-    id of row 0), which is all that an engine or a checkpoint must know of them.
+    id of row 0), which is all that an engine or a checkpoint must know of them. Hidden unit f of
+    all experts is one prunable unit, so that experts stay alike in size.
     """
 
     def __init__(self, dim: int, hidden_dim: int, *, num_experts: int) -> None:
@@ -72,11 +75,18 @@ class Experts(nn.Module):
             nn.init.orthogonal_(weight)
         mark_expert(self.w_in, num_experts=num_experts, first_expert=0)
         mark_expert(self.w_out, num_experts=num_experts, first_expert=0)
+        self.hidden_gate = UnitGate(axis=1)
 
     def forward(self, rows_ND: Tensor, counts: Sequence[int]) -> Tensor:
         """Rows sorted by expert, `counts` of them for each expert held here."""
-        out: Any = _ExpertRows.apply(rows_ND.to(self.w_in.dtype), self.w_in, self.w_out, counts)
+        w_out_EFD = self.hidden_gate(self.w_out)  # (h * m) W = h (m * W)
+        out: Any = _ExpertRows.apply(rows_ND.to(self.w_in.dtype), self.w_in, w_out_EFD, counts)
         return out
+
+    def own_units(self) -> tuple[UnitGroup, ...]:
+        """The hidden units."""
+        slices = (Slice("w_in", axis=2), Slice("w_out", axis=1))
+        return (UnitGroup("hidden", "hidden", self.w_in.shape[2], ("hidden_gate",), slices),)
 
     def shard(self, *, rank: int, size: int) -> None:
         """Keeps this rank's contiguous slice of the experts, the `rank`-th of `size`."""

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmtrain.layers.conv import EPSILON
+from mmtrain.layers.conv import EPSILON, SEPARABLE_SITES, separable_units
+from mmtrain.layers.units import WHOLE, ScaleSite, UnitChoice, UnitCounts, UnitGate, UnitGroup
 
 Pair = tuple[int, int]
 Ends = Literal["same", "left"]
@@ -68,26 +69,45 @@ class GridConvStep(nn.Module):
     """LN(SepConv(relu(x))) over a grid; MultiModel, arXiv:1706.05137, Sec. 2.1.
 
     `ends="left"` pads the first axis before its first row only, so that no row sees a later one.
+    Units are "channels", as those of a `ConvStep`.
     """
 
     def __init__(
-        self, dim: int, out_dim: int, *, kernel: Pair, stride: Pair = (1, 1), ends: Ends = "same"
+        self,
+        dim: int,
+        out_dim: int,
+        *,
+        kernel: Pair,
+        stride: Pair = (1, 1),
+        ends: Ends = "same",
+        units: UnitCounts = WHOLE,
     ) -> None:
         super().__init__()
         self.above = kernel[0] - 1 if ends == "left" else 0
         padding = (0 if ends == "left" else kernel[0] // 2, kernel[1] // 2)
-        self.depthwise = nn.Conv2d(dim, dim, kernel, stride, padding, groups=dim, bias=False)
-        self.pointwise = nn.Linear(dim, out_dim, bias=False)
+        count = units.count("channels", of=dim)
+        self.choice = UnitChoice(count, of=dim)
+        self.depthwise = nn.Conv2d(count, count, kernel, stride, padding, groups=count, bias=False)
+        self.channel_gate = UnitGate()
+        self.pointwise = nn.Linear(count, out_dim, bias=False)
         self.norm = nn.LayerNorm(out_dim, eps=EPSILON)
         nn.init.orthogonal_(self.depthwise.weight)
         nn.init.orthogonal_(self.pointwise.weight)
 
     def forward(self, x_BYXC: Tensor, lengths_B: Tensor | None) -> Tensor:
-        x_BYXC = mask_rows(x_BYXC.relu(), lengths_B)
+        x_BYXC = mask_rows(self.choice(x_BYXC).relu(), lengths_B)
         if self.above:
             x_BYXC = F.pad(x_BYXC, (0, 0, 0, 0, self.above, 0))
         x_BYXC = self.depthwise(x_BYXC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self.norm(self.pointwise(x_BYXC))
+        return self.norm(self.pointwise(self.channel_gate(x_BYXC)))
+
+    def own_units(self) -> tuple[UnitGroup, ...]:
+        """The channels."""
+        return separable_units(self.pointwise.in_features, depthwise_axis=0)
+
+    def own_sites(self) -> tuple[ScaleSite, ...]:
+        """The pointwise convolution."""
+        return SEPARABLE_SITES
 
 
 def max_pool(
@@ -110,7 +130,8 @@ class ConvRes(nn.Module):
 
         ConvRes(x, F) = MaxPool_3x3,s(ConvStep_F(ConvStep_F(x))) + LN(Conv_1x1,s(relu(x)))
 
-    MultiModel, Sec. 2.5.2. `shortcut="linear"` leaves out the shortcut's ReLU.
+    MultiModel, Sec. 2.5.2. `shortcut="linear"` leaves out the shortcut's ReLU. `units` says how
+    many channels each step has left.
     """
 
     def __init__(
@@ -121,10 +142,11 @@ class ConvRes(nn.Module):
         kernel: Pair,
         stride: Pair,
         shortcut: Literal["relu", "linear"],
+        units: UnitCounts = WHOLE,
     ) -> None:
         super().__init__()
-        self.step1 = GridConvStep(dim, out_dim, kernel=kernel)
-        self.step2 = GridConvStep(out_dim, out_dim, kernel=kernel)
+        self.step1 = GridConvStep(dim, out_dim, kernel=kernel, units=units.below("step1"))
+        self.step2 = GridConvStep(out_dim, out_dim, kernel=kernel, units=units.below("step2"))
         self.across = nn.Linear(dim, out_dim, bias=False)
         self.norm = nn.LayerNorm(out_dim, eps=EPSILON)
         self.kernel, self.stride, self.shortcut = kernel, stride, shortcut

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mmtrain.layers.conv import EPSILON
 from mmtrain.layers.exchange import plan_exchange
 from mmtrain.layers.experts import Experts
+from mmtrain.layers.units import Slice, UnitGate, UnitGroup
 from pipelines.errors import MMTrainError
 
 MIN_NOISE = 0.01  # keeps the noise alive; tensor2tensor v1.0.3
@@ -52,11 +53,22 @@ class Routed:
 
 @dataclass(frozen=True, slots=True)
 class Gates:
-    """For each row the k experts and their weights, which sum to 1; load_E has a gradient."""
+    """For each row the k experts and their weights, which sum to 1; load_E has a gradient.
+
+    Under a mask, k and E count the experts that are on.
+
+    Args:
+        experts_NK: numbers among all experts.
+        weights_NK: their weights.
+        load_E: rows that each expert expects.
+        missed: where masks have gradients: experts and weights that a row would have were none
+            off. In place of an expert that is on stands the number of experts.
+    """
 
     experts_NK: Tensor
     weights_NK: Tensor
     load_E: Tensor
+    missed: tuple[Tensor, Tensor] | None = None
 
 
 def squared_variation(values_E: Tensor) -> Tensor:
@@ -100,24 +112,46 @@ class NoisyTopKGate(nn.Module):
             if layer is not None:
                 nn.init.zeros_(layer.weight)
 
-    def forward(self, rows_ND: Tensor) -> Gates:
+    def forward(self, rows_ND: Tensor, mask_E: Tensor | None = None) -> Gates:
+        """The experts of each row; with a mask, of those alone whose entry is not 0."""
         clean_NE = self.clean(rows_ND).float()
-        num_experts = clean_NE.shape[1]
-        if self.noise is None or not self.training:
-            top = clean_NE.topk(self.k, dim=1)
-            counts_E = torch.bincount(top.indices.flatten(), minlength=num_experts)
-            return Gates(top.indices, top.values.softmax(1), counts_E.to(clean_NE.dtype))
-        deviation_NE = F.softplus(self.noise(rows_ND).float()) + MIN_NOISE
-        noisy_NE = clean_NE + torch.randn_like(clean_NE) * deviation_NE
-        top = noisy_NE.topk(min(self.k + 1, num_experts), dim=1)
-        weights_NK = top.values[:, : self.k].softmax(1)
-        if self.k == num_experts:
-            load_E = clean_NE.new_full((num_experts,), float(clean_NE.shape[0]))
-        else:
-            load_E = expected_load(
-                clean_NE, noisy_NE=noisy_NE, deviation_NE=deviation_NE, top_NK=top.values
-            )
-        return Gates(top.indices[:, : self.k], weights_NK, load_E)
+        noisy_NE, deviation_NE = clean_NE, None
+        if self.noise is not None and self.training:
+            deviation_NE = F.softplus(self.noise(rows_ND).float()) + MIN_NOISE
+            noisy_NE = clean_NE + torch.randn_like(clean_NE) * deviation_NE
+        if mask_E is None:
+            return _choose(clean_NE, noisy_NE, deviation_NE, k=self.k)
+        on_E = mask_E.detach().nonzero().squeeze(1)
+        deviation_NE = None if deviation_NE is None else deviation_NE[:, on_E]
+        gates = _choose(clean_NE[:, on_E], noisy_NE[:, on_E], deviation_NE, k=self.k)
+        experts_NK = on_E[gates.experts_NK]
+        missed = _missed(noisy_NE, mask_E, k=self.k) if mask_E.requires_grad else None
+        return Gates(experts_NK, gates.weights_NK, gates.load_E, missed)
+
+
+def _choose(clean_NE: Tensor, noisy_NE: Tensor, deviation_NE: Tensor | None, *, k: int) -> Gates:
+    """The k largest of each row; `deviation_NE` None: there is no noise."""
+    num_experts = clean_NE.shape[1]
+    k = min(k, num_experts)
+    if deviation_NE is None:
+        top = clean_NE.topk(k, dim=1)
+        counts_E = torch.bincount(top.indices.flatten(), minlength=num_experts)
+        return Gates(top.indices, top.values.softmax(1), counts_E.to(clean_NE.dtype))
+    top = noisy_NE.topk(min(k + 1, num_experts), dim=1)
+    weights_NK = top.values[:, :k].softmax(1)
+    if k == num_experts:
+        load_E = clean_NE.new_full((num_experts,), float(clean_NE.shape[0]))
+    else:
+        load_E = expected_load(
+            clean_NE, noisy_NE=noisy_NE, deviation_NE=deviation_NE, top_NK=top.values
+        )
+    return Gates(top.indices[:, :k], weights_NK, load_E)
+
+
+def _missed(noisy_NE: Tensor, mask_E: Tensor, *, k: int) -> tuple[Tensor, Tensor]:
+    top = noisy_NE.detach().topk(k, dim=1)
+    is_on_NK = mask_E.detach()[top.indices] != 0
+    return top.indices.masked_fill(is_on_NK, len(mask_E)), top.values.softmax(1)
 
 
 class MoE(nn.Module):
@@ -127,6 +161,7 @@ class MoE(nn.Module):
     loss = weight * (CV^2(Importance) + CV^2(Load)),   Importance_i = sum_x gate_i(x)
 
     With `residual="none"` it is MoE(x) alone, zero at padding: the block around it adds and norms.
+    An expert whose mask is 0 is not chosen, and k is at most the number of those that are on.
     """
 
     def __init__(
@@ -147,6 +182,7 @@ class MoE(nn.Module):
         self.experts = Experts(dim, hidden_dim, num_experts=num_experts)
         self.norm = nn.LayerNorm(dim, eps=EPSILON) if residual == "add_and_norm" else None
         self.num_experts = num_experts
+        self.expert_gate = UnitGate(axis=0)
         self.group: dist.ProcessGroup | None = None
 
     def shard_experts(self, group: dist.ProcessGroup | None) -> None:
@@ -171,7 +207,7 @@ class MoE(nn.Module):
         flat_PD = x_BLD.flatten(0, 1)
         real_N = mask_BL1.flatten().nonzero().squeeze(1)
         rows_ND = flat_PD.index_select(0, real_N)
-        gates = self.gate(rows_ND)
+        gates = self.gate(rows_ND, self.expert_gate.mask)
         counts_E = torch.bincount(gates.experts_NK.flatten(), minlength=self.num_experts)
         mixed_PD = torch.zeros_like(flat_PD)
         mixed_PD = self._mix(
@@ -185,25 +221,47 @@ class MoE(nn.Module):
     def _mix(
         self, mixed_PD: Tensor, *, rows_ND: Tensor, real_N: Tensor, gates: Gates, counts_E: Tensor
     ) -> Tensor:
-        """Adds to each real position the weighted outputs of its experts."""
-        k = gates.experts_NK.shape[1]
-        by_expert = gates.experts_NK.flatten().argsort(stable=True)
-        row_of = by_expert // k
+        """Adds to each real position the weighted outputs of its experts.
+
+        Under a mask that learns, also those of experts that are off, times their masks of 0: a
+        mask's gradient is what its expert would have added.
+        """
+        experts_NK, weights_NK, mask_E = gates.experts_NK, gates.weights_NK, self.expert_gate.mask
+        if gates.missed is not None:
+            experts_NK = torch.cat([experts_NK, gates.missed[0]], dim=1)
+            weights_NK = torch.cat([weights_NK, gates.missed[1]], dim=1)
+            counts_E = torch.bincount(experts_NK.flatten(), minlength=self.num_experts)
+            counts_E = counts_E[: self.num_experts]
+        counts = counts_E.tolist()
+        by_expert = experts_NK.flatten().argsort(stable=True)[: sum(counts)]
+        row_of = by_expert // experts_NK.shape[1]
         sorted_ND = rows_ND.index_select(0, row_of)
         if self.group is None:
-            out_ND = self.experts(sorted_ND, counts_E.tolist())
+            out_ND = self.experts(sorted_ND, counts)
         else:
             exchange = plan_exchange(counts_E, group=self.group)
             out_ND = exchange.from_experts(
                 self.experts(exchange.to_experts(sorted_ND), exchange.counts)
             )
-        weights_N1 = gates.weights_NK.flatten().index_select(0, by_expert)[:, None].to(out_ND.dtype)
-        return mixed_PD.index_add(0, real_N.index_select(0, row_of), out_ND * weights_N1)
+        weights_N = weights_NK.flatten().index_select(0, by_expert)
+        if mask_E is not None:
+            weights_N = weights_N * mask_E[experts_NK.flatten().index_select(0, by_expert)]
+        out_ND = out_ND * weights_N[:, None].to(out_ND.dtype)
+        return mixed_PD.index_add(0, real_N.index_select(0, row_of), out_ND)
+
+    def own_units(self) -> tuple[UnitGroup, ...]:
+        """Whole experts, each with its columns of the gate; `Experts` has its hidden units."""
+        weights = ["experts.w_in", "experts.w_out", "gate.clean.weight"]
+        weights += ["gate.noise.weight"] if self.gate.noise is not None else []
+        slices = tuple(Slice(name, axis=0) for name in weights)
+        return (UnitGroup("experts", "expert", self.num_experts, ("expert_gate",), slices),)
 
     def _loss(self, gates: Gates) -> Tensor:
-        importance_E = torch.zeros_like(gates.load_E).index_add(
+        importance_E = gates.load_E.new_zeros(self.num_experts).index_add(
             0, gates.experts_NK.flatten(), gates.weights_NK.flatten()
         )
+        if self.expert_gate.mask is not None:
+            importance_E = importance_E[self.expert_gate.mask != 0]
         return self.loss_weight * (
             squared_variation(importance_E) + squared_variation(gates.load_E)
         )

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmtrain.layers.moe import Balance, MoE
+from mmtrain.layers.units import WHOLE, Slice, UnitCounts, UnitGate, UnitGroup
 
 Gelu = Literal["tanh", "erf"]
 
@@ -28,13 +29,24 @@ class SelfAttention(nn.Module):
     """softmax(Q K^T / sqrt(K)) V for each head, between linear maps with biases.
 
     Vaswani et al., arXiv:1706.03762, Sec. 3.2.
+
+    Args:
+        dim: D.
+        num_heads: before any was cut; they divide D into K channels each.
+        drop_prob: dropout of the softmax.
+        units: how many are left of the group "heads".
     """
 
-    def __init__(self, dim: int, *, num_heads: int, drop_prob: float) -> None:
+    def __init__(
+        self, dim: int, *, num_heads: int, drop_prob: float, units: UnitCounts = WHOLE
+    ) -> None:
         super().__init__()
-        self.query, self.key, self.value = (nn.Linear(dim, dim) for _ in range(3))
-        self.out = nn.Linear(dim, dim)
-        self.num_heads, self.drop_prob = num_heads, drop_prob
+        self.head_dim, self.drop_prob = dim // num_heads, drop_prob
+        self.num_heads = units.count("heads", of=num_heads)
+        inner_dim = self.num_heads * self.head_dim
+        self.query, self.key, self.value = (nn.Linear(dim, inner_dim) for _ in range(3))
+        self.head_gate = UnitGate(width=self.head_dim)
+        self.out = nn.Linear(inner_dim, dim)
         for layer in (self.query, self.key, self.value, self.out):
             nn.init.xavier_uniform_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -48,18 +60,39 @@ class SelfAttention(nn.Module):
             attn_mask=None if mask_BL is None else mask_BL[:, None, None, :],
             dropout_p=self.drop_prob if self.training else 0.0,
         )
-        return self.out(attended_BHLK.transpose(1, 2).flatten(-2))
+        return self.out(self.head_gate(attended_BHLK.transpose(1, 2).flatten(-2)))
 
     def _heads(self, values_BLD: Tensor) -> Tensor:
         return values_BLD.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
 
+    def own_units(self) -> tuple[UnitGroup, ...]:
+        """The heads."""
+        width = self.head_dim
+        made = (
+            Slice(f"{layer}.{kind}", axis=0, width=width)
+            for layer in ("query", "key", "value")
+            for kind in ("weight", "bias")
+        )
+        slices = (*made, Slice("out.weight", axis=1, width=width))
+        return (UnitGroup("heads", "head", self.num_heads, ("head_gate",), slices),)
+
 
 class Mlp(nn.Module):
-    """W_out dropout(gelu(W_in x)), with biases."""
+    """W_out dropout(gelu(W_in x)), with biases; `units` says what is left of "hidden"."""
 
-    def __init__(self, dim: int, hidden_dim: int, *, gelu: Gelu, drop_prob: float) -> None:
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        *,
+        gelu: Gelu,
+        drop_prob: float,
+        units: UnitCounts = WHOLE,
+    ) -> None:
         super().__init__()
+        hidden_dim = units.count("hidden", of=hidden_dim)
         self.w_in, self.w_out = nn.Linear(dim, hidden_dim), nn.Linear(hidden_dim, dim)
+        self.hidden_gate = UnitGate()
         self.approximate = "tanh" if gelu == "tanh" else "none"
         self.dropout = nn.Dropout(drop_prob)
         for layer in (self.w_in, self.w_out):
@@ -67,7 +100,17 @@ class Mlp(nn.Module):
             nn.init.normal_(layer.bias, std=1e-6)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        return self.w_out(self.dropout(F.gelu(self.w_in(x_BLD), approximate=self.approximate)))
+        hidden_BLF = self.hidden_gate(F.gelu(self.w_in(x_BLD), approximate=self.approximate))
+        return self.w_out(self.dropout(hidden_BLF))
+
+    def own_units(self) -> tuple[UnitGroup, ...]:
+        """The hidden units."""
+        slices = (
+            Slice("w_in.weight", axis=0),
+            Slice("w_in.bias", axis=0),
+            Slice("w_out.weight", axis=1),
+        )
+        return (UnitGroup("hidden", "hidden", self.w_in.out_features, ("hidden_gate",), slices),)
 
 
 class TransformerBlock(nn.Module):
@@ -86,6 +129,7 @@ class TransformerBlock(nn.Module):
         attention_drop_prob: dropout of attention's weights.
         depth: place of the block in the whole net, 0 for the first and 1 for the last.
         moe: experts that add nothing and norm nothing by themselves.
+        units: how many are left of "attention.heads" and "mlp.hidden".
     """
 
     def __init__(
@@ -100,11 +144,21 @@ class TransformerBlock(nn.Module):
         attention_drop_prob: float = 0.0,
         depth: float = 0.0,
         moe: MoE | None = None,
+        units: UnitCounts = WHOLE,
     ) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(dim, eps=eps), nn.LayerNorm(dim, eps=eps)
-        self.attention = SelfAttention(dim, num_heads=num_heads, drop_prob=attention_drop_prob)
-        self.mlp = None if moe else Mlp(dim, hidden_dim, gelu=gelu, drop_prob=drop_prob)
+        self.attention = SelfAttention(
+            dim,
+            num_heads=num_heads,
+            drop_prob=attention_drop_prob,
+            units=units.below("attention"),
+        )
+        self.mlp = None
+        if moe is None:
+            self.mlp = Mlp(
+                dim, hidden_dim, gelu=gelu, drop_prob=drop_prob, units=units.below("mlp")
+            )
         self.moe, self.depth = moe, depth
         self.dropout = nn.Dropout(drop_prob)
 

@@ -6,11 +6,13 @@ acts on activations and the slices of parameters that cutting keeps; nothing els
 knows of pruning. A gate that has no mask hands its input on as it is.
 """
 
+import difflib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from pipelines.errors import MMTrainError
@@ -45,6 +47,8 @@ class UnitGroup:
         size: units there are now.
         gates: paths of the `UnitGate` modules that the group's mask acts on.
         slices: tensors that a cut takes its units from.
+        numbers: buffers (size,) of a model that was cut: for each unit that is left its number
+            among all. A model that has them all has no such buffers.
     """
 
     name: str
@@ -52,6 +56,7 @@ class UnitGroup:
     size: int
     gates: tuple[str, ...]
     slices: tuple[Slice, ...]
+    numbers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,12 +77,76 @@ class ScaleSite:
 
 
 class UnitsError(MMTrainError):
-    """A model whose parts cannot be cut together."""
+    """A model whose parts cannot be cut together, or counts of units that it cannot have."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnitCounts:
+    """How many units the groups of a layer have: what a config's `units` says below a path.
+
+    Args:
+        left: units by group; a group that is not named has all.
+        path: what stands before the layer's own names of groups.
+    """
+
+    left: Mapping[str, int] = field(default_factory=dict)
+    path: str = ""
+
+    def below(self, name: str) -> "UnitCounts":
+        """The counts of a layer's part."""
+        return UnitCounts(self.left, f"{self.path}{name}.")
+
+    def count(self, group: str, *, of: int) -> int:
+        """Units that a group has, which were `of` before any was cut.
+
+        Raises:
+            UnitsError: none is left, or more than there were.
+        """
+        count = self.left.get(self.path + group, of)
+        if not 1 <= count <= of:
+            raise UnitsError(
+                f"units[{self.path + group!r}] is {count}; the group has 1 to {of} units"
+            )
+        return count
+
+
+WHOLE = UnitCounts()  # nothing was cut
 
 
 def below(path: str, modules: nn.ModuleDict) -> dict[str, nn.Module]:
     """Modules of a dict by their paths from the module that has the dict at `path`."""
     return {f"{path}.{name}": module for name, module in modules.items()}
+
+
+def units_within(module: nn.Module) -> tuple[UnitGroup, ...]:
+    """Groups of all layers inside that have `own_units()`, by paths from the module."""
+    return tuple(
+        _renamed(path, group)
+        for path, layer in module.named_modules()
+        for group in getattr(layer, "own_units", tuple)()
+    )
+
+
+def sites_within(module: nn.Module) -> tuple[ScaleSite, ...]:
+    """Scale sites of all layers inside that have `own_sites()`, by paths from the module."""
+    return tuple(
+        _renamed_site(path, site)
+        for path, layer in module.named_modules()
+        for site in getattr(layer, "own_sites", tuple)()
+    )
+
+
+def check_units(units: Mapping[str, int], module: nn.Module) -> None:
+    """Refuses counts of groups that no layer inside has.
+
+    Raises:
+        UnitsError: names the first such group, and the nearest ones.
+    """
+    names = {group.name for group in units_within(module)}
+    for name in units:
+        if name not in names:
+            near = difflib.get_close_matches(name, sorted(names))
+            raise UnitsError(f"units names group {name!r}, which is not there; nearest: {near}")
 
 
 def join_groups(
@@ -97,24 +166,40 @@ def join_groups(
     for path, part in parts.items():
         groups: tuple[UnitGroup, ...] = getattr(part, "prunable_units", tuple)()
         for group in groups:
-            name = f"{path}.{group.name}"
-            gates = tuple(f"{path}.{gate}" for gate in group.gates)
-            slices = _below(path, group.slices)
-            if name == read:
-                slices += _input_slices(readers)
-            joined.append(UnitGroup(name, group.kind, group.size, gates, slices))
+            group = _renamed(path, group)
+            if group.name == read:
+                group = replace(group, slices=group.slices + _input_slices(readers))
+            joined.append(group)
     return tuple(joined)
 
 
 def join_sites(parts: Mapping[str, nn.Module]) -> tuple[ScaleSite, ...]:
     """Scale sites of parts with `scale_sites()` as the whole names them."""
-    joined = []
-    for path, part in parts.items():
-        sites: tuple[ScaleSite, ...] = getattr(part, "scale_sites", tuple)()
-        for site in sites:
-            gate, group, weight = (f"{path}.{x}" for x in (site.gate, site.group, site.weight))
-            joined.append(ScaleSite(gate, group, weight, site.axis))
-    return tuple(joined)
+    return tuple(
+        _renamed_site(path, site)
+        for path, part in parts.items()
+        for site in getattr(part, "scale_sites", tuple)()
+    )
+
+
+def _renamed(path: str, group: UnitGroup) -> UnitGroup:
+    """A layer's group as the module names it that has the layer at `path`."""
+    return replace(
+        group,
+        name=f"{path}.{group.name}",
+        gates=tuple(f"{path}.{gate}" for gate in group.gates),
+        slices=_below(path, group.slices),
+        numbers=tuple(f"{path}.{name}" for name in group.numbers),
+    )
+
+
+def _renamed_site(path: str, site: ScaleSite) -> ScaleSite:
+    return replace(
+        site,
+        gate=f"{path}.{site.gate}",
+        group=f"{path}.{site.group}",
+        weight=f"{path}.{site.weight}",
+    )
 
 
 def _below(path: str, slices: Sequence[Slice]) -> tuple[Slice, ...]:
@@ -157,6 +242,35 @@ class UnitGate(nn.Module):
         shape = [1] * values.ndim
         shape[self.axis] = -1
         return values * mask.to(values.dtype).view(shape)
+
+
+class UnitChoice(nn.Module):
+    """Of what is passed in, the units that a cut left for the layer behind; whole, all of them.
+
+    A layer that reads a shared stream, which stays as wide as it was, picks its units from there.
+
+    Args:
+        left: units of the layer.
+        of: units passed in, along the last axis.
+        width: consecutive entries of that axis that are one unit.
+    """
+
+    numbers: Tensor | None
+
+    def __init__(self, left: int, *, of: int, width: int = 1) -> None:
+        super().__init__()
+        self.width = width
+        self.register_buffer("numbers", torch.arange(left) if left < of else None)
+
+    def forward(self, values: Tensor) -> Tensor:
+        if self.numbers is None:
+            return values
+        entries = self.numbers
+        if self.width > 1:
+            within = torch.arange(self.width, device=entries.device)
+            entries = (entries[:, None] * self.width + within).flatten()
+        # on a CPU twice as fast along the last axis as index_select
+        return values.gather(-1, entries.expand(*values.shape[:-1], -1))
 
 
 @contextmanager

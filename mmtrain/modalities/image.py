@@ -11,6 +11,14 @@ from torch import Tensor, nn
 
 from mmtrain.layers.encoded import Encoded
 from mmtrain.layers.entry import EntryFlow, Stage
+from mmtrain.layers.units import (
+    ScaleSite,
+    UnitCounts,
+    UnitGroup,
+    check_units,
+    sites_within,
+    units_within,
+)
 
 Output = None
 
@@ -29,6 +37,10 @@ class Config(BaseModel):
     blocks: tuple[Stage, ...] = Field(
         default=(Stage(width=64, stride=(2, 2)), Stage(stride=(2, 2))),
         description="Residual blocks.",
+    )
+    units: dict[str, int] = Field(
+        default={},
+        description="Units of a group that has fewer than all: 'flow.blocks.0.step1.channels'.",
     )
 
     @classmethod
@@ -67,7 +79,17 @@ class Input(nn.Module):
             blocks=config.blocks,
             model_dim=model_dim,
             relu_shortcuts="first",
+            units=UnitCounts(config.units).below("flow"),
         )
+        check_units(config.units, self)
 
     def forward(self, pixels_BYXC: Tensor, lengths_B: Tensor) -> Encoded:
         return self.flow(pixels_BYXC, None)
+
+    def prunable_units(self) -> tuple[UnitGroup, ...]:
+        """Channels of the separable convolutions."""
+        return units_within(self)
+
+    def scale_sites(self) -> tuple[ScaleSite, ...]:
+        """Where those channels can be scaled."""
+        return sites_within(self)

@@ -11,6 +11,14 @@ from torch import Tensor, nn
 
 from mmtrain.layers.encoded import Encoded
 from mmtrain.layers.entry import EntryFlow, Stage
+from mmtrain.layers.units import (
+    ScaleSite,
+    UnitCounts,
+    UnitGroup,
+    check_units,
+    sites_within,
+    units_within,
+)
 
 Output = None
 
@@ -28,6 +36,10 @@ class Config(BaseModel):
     blocks: tuple[Stage, ...] = Field(
         default=(Stage(width=48, stride=(2, 2)), Stage(stride=(2, 2))),
         description="Residual blocks.",
+    )
+    units: dict[str, int] = Field(
+        default={},
+        description="Units of a group that has fewer than all: 'flow.blocks.0.step1.channels'.",
     )
 
     @classmethod
@@ -53,7 +65,17 @@ class Input(nn.Module):
             blocks=config.blocks,
             model_dim=model_dim,
             relu_shortcuts="all_but_last",
+            units=UnitCounts(config.units).below("flow"),
         )
+        check_units(config.units, self)
 
     def forward(self, frames_BYX: Tensor, lengths_B: Tensor) -> Encoded:
         return self.flow(frames_BYX.unsqueeze(-1), lengths_B)
+
+    def prunable_units(self) -> tuple[UnitGroup, ...]:
+        """Channels of the separable convolutions."""
+        return units_within(self)
+
+    def scale_sites(self) -> tuple[ScaleSite, ...]:
+        """Where those channels can be scaled."""
+        return sites_within(self)

@@ -12,6 +12,14 @@ from torch import Tensor, nn
 
 from mmtrain.layers.encoded import Encoded
 from mmtrain.layers.entry import EntryFlow, Stage
+from mmtrain.layers.units import (
+    ScaleSite,
+    UnitCounts,
+    UnitGroup,
+    check_units,
+    sites_within,
+    units_within,
+)
 
 Output = None
 
@@ -32,6 +40,10 @@ class Config(BaseModel):
             Stage(kernel=(3, 1), stride=(4, 1)),
         ),
         description="Residual blocks.",
+    )
+    units: dict[str, int] = Field(
+        default={},
+        description="Units of a group that has fewer than all: 'flow.blocks.0.step1.channels'.",
     )
 
     @classmethod
@@ -58,8 +70,18 @@ class Input(nn.Module):
             blocks=config.blocks,
             model_dim=model_dim,
             relu_shortcuts="all_but_last",
+            units=UnitCounts(config.units).below("flow"),
         )
+        check_units(config.units, self)
 
     def forward(self, samples_BY: Tensor, lengths_B: Tensor) -> Encoded:
         encoded = self.flow(samples_BY[:, :, None, None], lengths_B)
         return Encoded(encoded.values_BSD, encoded.mask_BS)
+
+    def prunable_units(self) -> tuple[UnitGroup, ...]:
+        """Channels of the separable convolutions."""
+        return units_within(self)
+
+    def scale_sites(self) -> tuple[ScaleSite, ...]:
+        """Where those channels can be scaled."""
+        return sites_within(self)

@@ -22,6 +22,14 @@ from mmtrain.layers.encoded import Encoded
 from mmtrain.layers.memory import Memory
 from mmtrain.layers.moe import GateNoise, MoE
 from mmtrain.layers.timing import timing_signal
+from mmtrain.layers.units import (
+    ScaleSite,
+    UnitCounts,
+    UnitGroup,
+    check_units,
+    sites_within,
+    units_within,
+)
 from pipelines.errors import MMTrainError
 
 
@@ -72,6 +80,10 @@ class Config(BaseModel):
     expert_dim: int = Field(default=96, ge=1, description="Hidden width of an expert.")
     gate_noise: GateNoise = Field(default="learned", description="Noise of the gate in training.")
     balance_weight: float = Field(default=0.01, ge=0, description="Of importance and load losses.")
+    units: dict[str, int] = Field(
+        default={},
+        description="Units of a group that has fewer than all, e.g. 'encoder.moe.experts'.",
+    )
 
     @classmethod
     def paper(cls) -> "Config":
@@ -84,35 +96,37 @@ class Config(BaseModel):
         return cls.paper().model_copy(update={"drop_prob": 0.5})
 
 
-def _conv_block(config: Config, padding: Padding) -> ConvBlock:
+def _conv_block(config: Config, padding: Padding, units: UnitCounts) -> ConvBlock:
     return ConvBlock(
         config.model_dim,
         padding=padding,
         dilation=config.dilation,
         drop_prob=config.drop_prob,
         residual=config.residual,
+        units=units,
     )
 
 
-def _attention(config: Config, padding: Padding) -> AttentionBlock:
+def _attention(config: Config, padding: Padding, units: UnitCounts) -> AttentionBlock:
     return AttentionBlock(
         config.model_dim,
         num_heads=config.num_heads,
         padding=padding,
         drop_prob=config.attention_drop_prob,
         output_map=config.attention_output,
+        units=units,
     )
 
 
-def _moe(config: Config, part: Literal["encoder", "decoder"]) -> MoE | None:
+def _moe(config: Config, part: Literal["encoder", "decoder"], units: UnitCounts) -> MoE | None:
     if config.experts not in ("both", part):
         return None
     return MoE(
         config.model_dim,
         name=part,
-        num_experts=config.num_experts,
+        num_experts=units.count("experts", of=config.num_experts),
         k=config.active_experts,
-        hidden_dim=config.expert_dim,
+        hidden_dim=units.below("experts").count("hidden", of=config.expert_dim),
         loss_weight=config.balance_weight,
         noise=config.gate_noise,
     )
@@ -121,10 +135,14 @@ def _moe(config: Config, part: Literal["encoder", "decoder"]) -> MoE | None:
 class AttendingBlock(nn.Module):
     """A conv block, then attention from its output: c = ConvBlock(u); c + Attention(c, source)."""
 
-    def __init__(self, config: Config, *, padding: Padding, attends: bool) -> None:
+    def __init__(
+        self, config: Config, *, padding: Padding, attends: bool, units: UnitCounts
+    ) -> None:
         super().__init__()
-        self.conv = _conv_block(config, padding)
-        self.attention = _attention(config, padding) if attends else None
+        self.conv = _conv_block(config, padding, units.below("conv"))
+        self.attention = None
+        if attends:
+            self.attention = _attention(config, padding, units.below("attention"))
 
     def forward(self, u_BLD: Tensor, *, source: AttentionSource | None, place: Place) -> Tensor:
         """`source` None: the block's own input, of which a target sees no later position."""
@@ -135,19 +153,35 @@ class AttendingBlock(nn.Module):
         return c_BLD + self.attention(c_BLD, source=source, place=place)
 
 
+def _causal_blocks(
+    config: Config, count: int, *, attends: bool, units: UnitCounts
+) -> nn.ModuleList:
+    return nn.ModuleList(
+        AttendingBlock(config, padding="left", attends=attends, units=units.below(str(number)))
+        for number in range(count)
+    )
+
+
 class Encoder(nn.Module):
     """Conv blocks, experts, attending blocks; padding is zero at the end. Sec. 2.3 of the paper."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         attends = config.attention == "all"
+        units = UnitCounts(config.units).below("encoder")
         self.conv_blocks = nn.ModuleList(
-            _conv_block(config, "same") for _ in range(config.encoder_conv_blocks)
+            _conv_block(config, "same", units.below(f"conv_blocks.{number}"))
+            for number in range(config.encoder_conv_blocks)
         )
-        self.moe = _moe(config, "encoder")
+        self.moe = _moe(config, "encoder", units.below("moe"))
         self.attending_blocks = nn.ModuleList(
-            AttendingBlock(config, padding="same", attends=attends)
-            for _ in range(config.encoder_attention_blocks)
+            AttendingBlock(
+                config,
+                padding="same",
+                attends=attends,
+                units=units.below(f"attending_blocks.{number}"),
+            )
+            for number in range(config.encoder_attention_blocks)
         )
 
     def forward(self, inputs: Encoded) -> Encoded:
@@ -174,11 +208,14 @@ class Mixer(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         attends, dim = config.attention != "none", config.model_dim
-        self.attention = _attention(config, "left") if attends else None
-        self.join = ConvStep(2 * dim if attends else dim, dim, kernel=3, padding="left")
-        self.blocks = nn.ModuleList(
-            AttendingBlock(config, padding="left", attends=attends)
-            for _ in range(config.mixer_blocks)
+        units = UnitCounts(config.units).below("mixer")
+        self.attention = None
+        if attends:
+            self.attention = _attention(config, "left", units.below("attention"))
+        joined_dim = 2 * dim if attends else dim
+        self.join = ConvStep(joined_dim, dim, kernel=3, padding="left", units=units.below("join"))
+        self.blocks = _causal_blocks(
+            config, config.mixer_blocks, attends=attends, units=units.below("blocks")
         )
 
     def forward(self, shifted_BTD: Tensor, *, source: AttentionSource, place: Place) -> Tensor:
@@ -198,13 +235,13 @@ class Decoder(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         dim, attends = config.model_dim, config.attention != "none"
-        self.step1 = ConvStep(dim, dim, kernel=3, padding="left")
-        self.step2 = ConvStep(dim, dim, kernel=3, padding="left")
-        self.blocks = nn.ModuleList(
-            AttendingBlock(config, padding="left", attends=attends)
-            for _ in range(config.decoder_blocks)
+        units = UnitCounts(config.units).below("decoder")
+        self.step1 = ConvStep(dim, dim, kernel=3, padding="left", units=units.below("step1"))
+        self.step2 = ConvStep(dim, dim, kernel=3, padding="left", units=units.below("step2"))
+        self.blocks = _causal_blocks(
+            config, config.decoder_blocks, attends=attends, units=units.below("blocks")
         )
-        self.moe = _moe(config, "decoder")
+        self.moe = _moe(config, "decoder", units.below("moe"))
 
     def forward(self, u_BLD: Tensor, *, source: AttentionSource, place: Place) -> Encoded:
         u_BLD = self.step2(self.step1(u_BLD, place), place)
@@ -240,6 +277,7 @@ class Body(nn.Module):
         self.encoder = Encoder(config)
         self.mixer = Mixer(config)
         self.decoder = Decoder(config)
+        check_units(config.units, self)
 
     def parts(self, reads: Literal["encoded", "decoded"]) -> tuple[str, ...]:
         """Children that a head reading "encoded" or "decoded" positions depends on."""
@@ -265,6 +303,14 @@ class Body(nn.Module):
         decoded = self.decoder(joined.values_BSD, source=source, place=place)
         length = prefix.values_BSD.shape[1]
         return Encoded(decoded.values_BSD[:, length:], shifted.mask_BS, balance=decoded.balance)
+
+    def prunable_units(self) -> tuple[UnitGroup, ...]:
+        """Channels of separable convolutions, attention heads, experts, their hidden units."""
+        return units_within(self)
+
+    def scale_sites(self) -> tuple[ScaleSite, ...]:
+        """Where channels of separable convolutions can be scaled."""
+        return sites_within(self)
 
     def remember(self, encoded: Encoded) -> Memory:
         """A memory to decode with, position by position, holding what comes before the first."""

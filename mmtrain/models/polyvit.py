@@ -15,6 +15,7 @@ from torch import nn
 from mmtrain.layers.encoded import Encoded
 from mmtrain.layers.moe import GateNoise, MoE
 from mmtrain.layers.transformer import Gelu, TransformerBlock
+from mmtrain.layers.units import UnitCounts, UnitGroup, check_units, units_within
 from mmtrain.modalities import audio_patches, image_patches, video_tubelets
 from pipelines.errors import MMTrainError
 
@@ -91,6 +92,11 @@ class Config(BaseModel):
     gate_noise: GateNoise = Field(
         default="learned", description="Noise on the gate's scores in training."
     )
+    units: dict[str, int] = Field(
+        default={},
+        description="Units of a group that has fewer than all, e.g. 'blocks.0.attention.heads'; "
+        "of a modality's own block behind 'adapters.<net>.'.",
+    )
 
     @classmethod
     def tiny(cls, **fields: Any) -> "Config":
@@ -132,9 +138,13 @@ def depth_of(config: Config, place: int) -> float:
     return place / last if last else 0.0
 
 
-def build_block(config: Config, place: int) -> TransformerBlock:
-    """The block at `place`, from 0, of all that an input passes."""
+def build_block(config: Config, place: int, *, first: int = 0) -> TransformerBlock:
+    """The block at `place`, from 0, of all that an input passes.
+
+    Its units are those of "blocks.<number>" in the config, counted from block `first`.
+    """
     is_shared = place >= config.num_adapter_blocks
+    units = UnitCounts(config.units).below(f"blocks.{place - first}")
     has_experts = config.experts == "every_second" and is_shared and place % 2 == 1
     return TransformerBlock(
         config.model_dim,
@@ -145,18 +155,19 @@ def build_block(config: Config, place: int) -> TransformerBlock:
         drop_prob=config.drop_prob,
         attention_drop_prob=config.attention_drop_prob,
         depth=depth_of(config, place),
-        moe=_experts(config, place) if has_experts else None,
+        moe=_experts(config, place, units.below("moe")) if has_experts else None,
+        units=units,
     )
 
 
-def _experts(config: Config, place: int) -> MoE:
+def _experts(config: Config, place: int, units: UnitCounts) -> MoE:
     """Experts in place of the wide layer, after V-MoE, arXiv:2106.05974, Sec. 2.2."""
     return MoE(
         config.model_dim,
         name=f"block{place}",
-        num_experts=config.num_experts,
+        num_experts=units.count("experts", of=config.num_experts),
         k=config.active_experts,
-        hidden_dim=config.expert_dim,
+        hidden_dim=units.below("experts").count("hidden", of=config.expert_dim),
         loss_weight=config.balance_weight,
         noise=config.gate_noise,
         residual="none",
@@ -182,9 +193,14 @@ class Adapter(nn.Module):
         self.blocks = nn.ModuleList(
             build_block(config, place) for place in range(config.num_adapter_blocks)
         )
+        check_units(config.units, self)
 
     def forward(self, inputs: Encoded) -> Encoded:
         return run_blocks(self.blocks, inputs)
+
+    def prunable_units(self) -> tuple[UnitGroup, ...]:
+        """Heads and hidden units of each block."""
+        return units_within(self)
 
 
 def build_adapter(config: Config) -> Adapter | None:
@@ -218,10 +234,16 @@ class Body(nn.Module):
                 f"{config.num_layers}; use 0 to {config.num_layers}"
             )
         self.blocks = nn.ModuleList(
-            build_block(config, place)
+            build_block(config, place, first=config.num_adapter_blocks)
             for place in range(config.num_adapter_blocks, config.num_layers)
         )
         self.norm = nn.LayerNorm(config.model_dim, eps=config.layer_norm_eps)
+        own = {name: n for name, n in config.units.items() if not name.startswith("adapters.")}
+        check_units(own, self)
+
+    def prunable_units(self) -> tuple[UnitGroup, ...]:
+        """Heads, hidden units and experts of each block."""
+        return units_within(self)
 
     def parts(self, reads: Literal["encoded", "decoded"]) -> tuple[str, ...]:
         """Children that a head depends on: all."""
