@@ -31,6 +31,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmtrain.models.model import ModelConfig, MultiTaskModel, TaskSpec, model_with
+from mmtrain.pruning.attach import masked_model_with
+from mmtrain.pruning.config import PruningConfig
 from pipelines import modalities
 from pipelines.errors import MMTrainError, first_problem
 from pipelines.modalities import Feature
@@ -92,6 +94,9 @@ class Lineage(BaseModel):
     task_seconds: dict[str, float] = Field(default={}, description="Training time of these steps.")
     parent: Parent | None = Field(default=None, description="Model that this one is a part of.")
     init_from: str | None = Field(default=None, description="Weights that training started from.")
+    facts: dict[str, str] = Field(
+        default={}, description="What else tells how it came to be; tags of a registered version."
+    )
 
 
 class BundleFile(BaseModel):
@@ -112,6 +117,9 @@ class Card(BaseModel):
     model: SerializeAsAny[ModelConfig]
     tasks: dict[str, BundleTask]
     lineage: Lineage
+    pruning: PruningConfig | None = Field(
+        default=None, description="Subtasks whose masks the weights hold; None: there are none."
+    )
     num_parameters: int
     files: dict[Literal["model.safetensors", "vocabulary.json"], BundleFile]
 
@@ -126,10 +134,15 @@ class Bundle:
     digest: str
 
     def build_model(self) -> MultiTaskModel:
-        """The model with the bundle's weights, in evaluation mode, on the CPU."""
-        specs = [task.spec for task in self.card.tasks.values()]
+        """The model with the bundle's weights and masks, in evaluation mode, on the CPU.
+
+        It wears none of its masks yet; see `wear_masks`.
+        """
+        specs, pruning = [task.spec for task in self.card.tasks.values()], self.card.pruning
         try:
-            return model_with(self.card.model, specs, self.state)
+            if pruning is None:
+                return model_with(self.card.model, specs, self.state)
+            return masked_model_with(self.card.model, specs, self.state, pruning=pruning)
         except RuntimeError as error:
             raise BundleError(f"weights are of another model than the card's: {error}") from None
 
@@ -161,6 +174,7 @@ def save_bundle(
     state: Mapping[str, Tensor],
     vocabulary: Vocabulary | None,
     lineage: Lineage,
+    pruning: PruningConfig | None = None,
 ) -> Path:
     """Writes a bundle to `folder`, in place of one that is there, whole or not at all.
 
@@ -171,6 +185,7 @@ def save_bundle(
         state: full weights by parameter name, as the model's `state_dict` names them.
         vocabulary: the joint vocabulary; None when no task has text.
         lineage: where the weights come from.
+        pruning: subtasks whose masks are among the weights; None: there are none.
 
     Returns:
         `folder`.
@@ -187,6 +202,7 @@ def save_bundle(
             model=model,
             tasks=dict(tasks),
             lineage=lineage,
+            pruning=pruning,
             num_parameters=sum(tensor.numel() for tensor in state.values()),
             files={path.name: _describe(path) for path in sorted(part.iterdir())},  # type: ignore[misc]  # names just written
         )

@@ -254,6 +254,7 @@ def lineage_tags(bundle: Bundle) -> dict[str, str]:
         tags["parent_tasks"] = ",".join(lineage.parent.tasks)
         if lineage.parent.version:
             tags["parent_version"] = lineage.parent.version
+    tags |= lineage.facts
     return tags | {f"corpus.{task}": digest for task, digest in lineage.corpora.items()}
 
 
