@@ -82,10 +82,10 @@ def micro_loss(
     parts = recipe.engine.accumulation * ranks.world_size
     mix = mix_inputs(tensors, alpha=task.mixup, key=(recipe.seed, micro.step, micro.task))
     outputs = engine.forward(task=micro.task, **mix.tensors)
-    loss = mixed_loss(
-        lambda targets: _loss(task, outputs.logits, targets, masked=masked), mix
+    loss = mixed_loss(lambda targets: _loss(task, outputs.logits, targets, masked=masked), mix)
+    beside = (
+        outputs.auxiliary_loss if masked.price is None else outputs.auxiliary_loss + masked.price
     )
-    beside = outputs.auxiliary_loss if masked.price is None else outputs.auxiliary_loss + masked.price
     model = cast(MultiTaskModel, engine.model)
     if decay := recipe.optimizer.weight_decay_loss:
         beside = beside + losses.weight_decay_loss(model.trained_by(micro.task), weight=decay)
