@@ -25,12 +25,13 @@ def bounded(timeout_s: int, *, max_retries: int = 0) -> Iterator[None]:
         "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
         "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",  # read where this call is the one that imports it
     }
     ours = {name: value for name, value in settings.items() if name not in os.environ}
     os.environ.update(ours)
     loud = logging.getLogger("mlflow")
     level = loud.level
-    if "MLFLOW_LOGGING_LEVEL" not in os.environ:
+    if "MLFLOW_LOGGING_LEVEL" in ours:
         loud.setLevel(logging.WARNING)
     try:
         yield
