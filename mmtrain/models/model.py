@@ -24,6 +24,7 @@ Every parameter has one owner, and a step on a task trains whole owners: `owners
 import importlib
 import pkgutil
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -381,7 +382,7 @@ def model_with(
         RuntimeError: they are another model's.
     """
     size = sum(tensor.numel() for tensor in state.values())
-    with torch.device("meta" if size > _LARGE else "cpu"):
+    with torch.device("meta") if size > _LARGE else nullcontext():
         model = build_model(config, tasks, seed=0)
     marks = {name: dict(vars(weight)) for name, weight in model.named_parameters()}
     model.load_state_dict(dict(state), assign=True)
