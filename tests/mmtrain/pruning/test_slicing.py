@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from mmtrain.pruning.slicing import CutError, cut
 from pipelines.errors import UnknownNameError
 from pipelines.modalities.image import ImageFeature
 from pipelines.modalities.label import LabelFeature
+from tests.mmtrain.models.tiny_polyvit import example, tiny_polyvit
 from tests.mmtrain.models.tiny_resnet import (
     closed_form_parameters,
     logits,
@@ -132,6 +134,20 @@ def test_tasks_and_scores_that_are_not_named_are_left_out():
     assert list(small.heads) == ["digit"]
     assert small.tasks["digit"].num_outputs == 2
     assert_close(logits(small), logits(model)[:, [7, 3]], rtol=0, atol=1e-6)
+
+
+def test_counts_of_nets_that_are_left_out_leave_the_config_too():
+    model = tiny_polyvit(num_adapter_blocks=2).eval()
+    kept, _, gates = random_masks(model, seed=0, share=0.5)
+    small = cut(model, kept, tasks=["digit"])
+    units = cast(Any, small.config.body).units
+    nets = {name.split(".")[1] for name in units if name.startswith("adapters.")}
+    assert nets == set(small.stems) == set(small.adapters) == {"image_patches"}
+    given = {"task": "digit", "targets": None, **example("digit")}
+    with torch.no_grad(), gated(model, gates):
+        masked = model(**given).logits
+    with torch.no_grad():
+        assert_close(small(**given).logits, masked, rtol=0, atol=1e-5)
 
 
 def test_a_cut_model_is_built_again_from_its_config_as_json():
