@@ -12,6 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 Curve = Sequence[tuple[int, float]]  # (step, value), steps ascending
 Routing = Mapping[str, Sequence[Sequence[int]]]  # rows by layer: (task, expert)
@@ -94,6 +95,73 @@ def shares_figure(steps: Sequence[int], counts: Mapping[str, Sequence[int]]) -> 
     return figure
 
 
+def kept_figure(steps: Sequence[int], shares: Mapping[str, Sequence[float]]) -> Figure:
+    """Share of all units that each subtask keeps, by step; all of them together in ink.
+
+    Args:
+        steps: of the points, ascending.
+        shares: of each subtask at each point; the last row is that of all together.
+    """
+    figure = Figure(figsize=(2 * _WIDTH, 0.9 + 0.22 * max(6, len(shares))), layout="constrained")
+    axes = figure.subplots()
+    colours = matplotlib.colormaps["tab20"](np.arange(len(shares)) % 20)
+    *_, together = shares
+    for (name, values), colour in zip(shares.items(), colours, strict=True):
+        ink = INK if name == together else colour
+        axes.plot(steps, values, color=ink, label=name, linewidth=1.4)
+    axes.set(ylim=(0, 1.02), xlabel="step")
+    axes.legend(
+        loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8, labelcolor=INK
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
+    _ink(axes)
+    return figure
+
+
+def kept_by_group_figure(shares: Mapping[str, Sequence[float]], *, groups: Sequence[str]) -> Figure:
+    """Which share of each group's units each subtask keeps."""
+    height = 0.6 + 0.2 * len(groups)
+    figure = Figure(figsize=(2 * _WIDTH, height), layout="constrained")
+    axes = figure.subplots()
+    values = np.array(list(shares.values())).T
+    image = axes.imshow(values, aspect="auto", cmap="Blues", vmin=0.0, vmax=1.0)
+    axes.set_xticks(range(len(shares)), list(shares), rotation=90)
+    axes.set_yticks(range(len(groups)), groups)
+    _add_bar(axes, image, form="{x:.0%}")
+    return figure
+
+
+def overlap_figure(overlap: Mapping[str, Sequence[float]]) -> Figure:
+    """Of each two subtasks: units that both keep over those that either keeps."""
+    side = 1.4 + 0.32 * len(overlap)
+    figure = Figure(figsize=(side + 1.0, side), layout="constrained")
+    values = np.array(list(overlap.values()))
+    draw_square(figure.subplots(), values, names=tuple(overlap), cmap="Blues", lowest=0.0)
+    return figure
+
+
+def tradeoff_figure(points: Mapping[str, tuple[float, float]]) -> Figure:
+    """Each union's quality over what its network costs.
+
+    Args:
+        points: by name of the union, its share of the whole's operations, and its score in 0..1.
+    """
+    figure = Figure(figsize=(1.6 * _WIDTH, 1.6 * _HEIGHT), layout="constrained")
+    axes = figure.subplots()
+    costs, scores = zip(*points.values(), strict=True)
+    axes.scatter(costs, scores, color=ACCENT, s=18)
+    for name, place in points.items():
+        axes.annotate(
+            name, place, xytext=(4, -3), textcoords="offset points", fontsize=6, color=INK
+        )
+    axes.set(xlim=(0, 1.02), xlabel="operations, share of the whole")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(color=INK, alpha=0.12, linewidth=0.6)
+    _ink(axes)
+    return figure
+
+
 def draw_curve(axes: Axes, curve: Curve) -> None:
     """The points pale, their moving mean strong."""
     steps, values = _thinned(curve)
@@ -112,12 +180,7 @@ def draw_routing(axes: Axes, rows: Sequence[Sequence[int]], *, tasks: Sequence[s
     image = axes.imshow(shares, aspect="auto", cmap="Blues", vmin=0.0, interpolation="nearest")
     axes.set_yticks(range(len(tasks)), tasks)
     axes.set_xlabel("expert")
-    axes.spines[:].set_visible(False)
-    assert axes.figure is not None
-    bar = axes.figure.colorbar(image, ax=axes, pad=0.01, format="{x:.0%}")
-    bar.outline.set_visible(False)  # type: ignore[operator]  # matplotlib types it as a Spine set
-    _ink(axes)
-    _ink(bar.ax)
+    _add_bar(axes, image, form="{x:.0%}")
 
 
 def draw_agreement(
@@ -125,17 +188,29 @@ def draw_agreement(
 ) -> None:
     """Cosines from -1 (red) to 1 (blue); a pair that was not measured is left out."""
     values = np.array([[np.nan if c is None else c for c in row] for row in cosines], dtype=float)
-    image = axes.imshow(values, cmap="RdBu", vmin=-1.0, vmax=1.0, interpolation="nearest")
-    names = [task.replace("_", " ") for task in tasks]
-    axes.set_xticks(range(len(tasks)), names, rotation=90)
-    axes.set_yticks(range(len(tasks)), names)
+    draw_square(axes, values, names=tasks, cmap="RdBu", lowest=-1.0)
+
+
+def draw_square(
+    axes: Axes, values: np.ndarray, *, names: Sequence[str], cmap: str, lowest: float
+) -> None:
+    """A value of each two names, from `lowest` to 1, written in its cell; nan is left out."""
+    image = axes.imshow(values, cmap=cmap, vmin=lowest, vmax=1.0, interpolation="nearest")
+    shown = [name.replace("_", " ") for name in names]
+    axes.set_xticks(range(len(names)), shown, rotation=90)
+    axes.set_yticks(range(len(names)), shown)
     for row, column in np.argwhere(np.isfinite(values)):
         value = values[row, column]
         ink = "white" if abs(value) > 0.6 else "black"
         axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=ink)
+    _add_bar(axes, image)
+
+
+def _add_bar(axes: Axes, image: AxesImage, *, form: str | None = None) -> None:
+    """The scale of a picture of values, beside it."""
     axes.spines[:].set_visible(False)
     assert axes.figure is not None
-    bar = axes.figure.colorbar(image, ax=axes, pad=0.02)
+    bar = axes.figure.colorbar(image, ax=axes, pad=0.02, format=form)
     bar.outline.set_visible(False)  # type: ignore[operator]  # matplotlib types it as a Spine set
     _ink(axes)
     _ink(bar.ax)

@@ -23,6 +23,7 @@ from torch import Tensor
 from mmtrain.export import BundleError, Card, find_bundle, load_bundle, load_card
 from mmtrain.inflation import Inflation
 from mmtrain.models.model import MASKS, ModelConfig, MultiTaskModel, build_model
+from mmtrain.pruning.attach import add_masks, masks_of
 from mmtrain.recipe import Recipe
 from mmtrain.vit_files import InitError, Vit, is_vit, read_vit
 from mmtrain.vit_weights import differences, from_vits, to_vits, vit_blocks_of
@@ -45,7 +46,10 @@ class Trained:
         """The model without weights, on the meta device."""
         specs = [task.spec for task in self.card.tasks.values()]
         with torch.device("meta"):
-            return build_model(self.card.model, specs, seed=0)
+            model = build_model(self.card.model, specs, seed=0)
+            if self.card.pruning:
+                add_masks(model, self.card.pruning, seed=0)
+            return model
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +152,17 @@ def plan_start(
             "start from a model of the same family"
         )
     held, notes = _same_names(model, source, targets=targets, vocabulary=vocabulary), []
+    if source.card.pruning and not masks_of(model):
+        notes = [
+            "the source's masks are left out, with which it was trained; go on from a cut model "
+            "(mmtrain prune), or keep pruning in the recipe"
+        ]
     if heads == "fresh":
         held = {name: value for name, value in held.items() if not _is_task_head(model, name)}
     if vit_blocks_of(ours) is not None:
         vits = to_vits(source.meta_model(), source.state)
         held |= from_vits(model, vits, inflation=inflation)
-        notes = differences(model, vits)
+        notes = [*notes, *differences(model, vits)]
     else:
         _check_shapes(model, source, held)
     return _start(model, held, notes)
@@ -326,11 +335,19 @@ def _same_names(
         if name not in source.card.tasks or source.card.tasks[name].targets != feature
     }  # fmt: skip
     tables = set() if vocabulary == source.vocabulary else _token_tables(source)
+    masks = masks_of(model)
+    has_same_subtasks = (
+        masks
+        and source.card.pruning
+        and (list(masks.config.subtasks.items()) == list(source.card.pruning.subtasks.items()))
+    )
     held = {}
     for name, value in model.state_dict().items():
         if name not in source.state or source.state[name].shape != value.shape or name in tables:
             continue
         if name.startswith("heads.") and name.split(".")[1] in new_tasks:
+            continue
+        if name.startswith(f"{MASKS}.") and not has_same_subtasks:
             continue
         held[name] = source.state[name]
     return held
