@@ -175,7 +175,7 @@ def _check_sizes(model: MultiTaskModel, vit: Vit, *, net: str) -> None:
     body: Any = model.config.body
     wide = [block["mlp.w_in.weight"].shape[0] for block in vit.blocks if "mlp.w_in.weight" in block]
     its = {"model_dim": vit.class_token_D.shape[0], "num_layers": len(vit.blocks)}
-    its |= {"mlp_dim": wide[0]} if wide else {}
+    its |= {"mlp_dim": wide[0]} if wide and not body.units else {}
     its |= {"num_heads": vit.num_heads} if vit.num_heads else {}
     mine = {name: getattr(body, name) for name in its}
     if its != mine:

@@ -8,6 +8,7 @@ import torch.multiprocessing as mp
 from torch.testing import assert_close
 
 from mmtrain.layers.moe import MoE
+from mmtrain.layers.units import gated
 
 RANKS, EXPERTS, DIM = 2, 4, 6
 
@@ -25,6 +26,17 @@ def rows_of(rank: int) -> torch.Tensor:
     return torch.randn(1, 3 + 8 * rank, DIM, generator=generator)
 
 
+def masked_pass(moe: MoE, x_BLD: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Values with experts 1 and 2 and some hidden units off, and the gradients of both masks."""
+    mask_E = torch.tensor([1.0, 0.0, 0.0, 1.0], requires_grad=True)
+    mask_F = torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0], requires_grad=True)
+    with gated(moe, {"expert_gate": mask_E, "experts.hidden_gate": mask_F}):
+        values = moe(x_BLD, torch.ones(*x_BLD.shape[:2], 1)).values_BLD
+    loss = values.square().cumsum(-1).sum()
+    grad_E, grad_F = torch.autograd.grad(loss, (mask_E, mask_F))
+    return {"masked": values.detach(), "experts": grad_E, "hidden": grad_F}
+
+
 def run_rank(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -37,6 +49,7 @@ def run_rank(rank: int, folder: str) -> None:
     values.square().sum().backward()
     moe(x_BLD, torch.zeros(*x_BLD.shape[:2], 1) if rank == 0 else torch.ones(*x_BLD.shape[:2], 1))
     found = {
+        **masked_pass(moe, x_BLD.detach()),
         "values": values.detach(),
         "x": x_BLD.grad,
         "w_in": moe.experts.w_in.grad,
@@ -50,7 +63,8 @@ def run_rank(rank: int, folder: str) -> None:
 
 def test_sharded_experts_give_the_same_outputs_and_gradients(tmp_path):
     mp.spawn(run_rank, args=(str(tmp_path),), nprocs=RANKS)
-    moe = build_moe()
+    moe, hidden = build_moe(), torch.zeros(5)
+    masked = [masked_pass(build_moe(), rows_of(rank)) for rank in range(RANKS)]
     for rank in range(RANKS):
         found = torch.load(tmp_path / f"{rank}.pt")
         x_BLD = rows_of(rank).requires_grad_()
@@ -59,6 +73,12 @@ def test_sharded_experts_give_the_same_outputs_and_gradients(tmp_path):
         assert_close(found["values"], values.detach(), atol=1e-5, rtol=1e-5)
         assert_close(found["x"], x_BLD.grad, atol=1e-5, rtol=1e-5)
         assert (found["first"], found["held"]) == (2 * rank, 2)
+        assert_close(found["masked"], masked[rank]["masked"], atol=1e-5, rtol=1e-5)
+        assert_close(found["experts"], masked[rank]["experts"], atol=1e-4, rtol=1e-5)
+        assert (found["experts"] != 0).all()
+        hidden += found["hidden"]
+    both = sum(parts["hidden"] for parts in masked)  # each rank has that of its own experts
+    assert_close(hidden, both, atol=1e-4, rtol=1e-5)
     for name in ("w_in", "w_out"):
         sharded = torch.cat([torch.load(tmp_path / f"{rank}.pt")[name] for rank in range(RANKS)])
         assert_close(sharded, getattr(moe.experts, name).grad, atol=1e-5, rtol=1e-5)

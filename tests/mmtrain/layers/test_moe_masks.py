@@ -3,7 +3,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from mmtrain.layers.moe import MoE
+from mmtrain.layers.moe import GateNoise, MoE
 from mmtrain.layers.units import gated
 
 torch.set_num_threads(1)
@@ -11,7 +11,7 @@ torch.set_num_threads(1)
 DIM, EXPERTS = 6, 5
 
 
-def build_moe(*, k: int = 2, noise: str = "learned", num_experts: int = EXPERTS) -> MoE:
+def build_moe(*, k: int = 2, noise: GateNoise = "learned", num_experts: int = EXPERTS) -> MoE:
     """A layer whose gate is not zero, so that rows differ in their experts."""
     torch.manual_seed(0)
     moe = MoE(
