@@ -10,12 +10,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from mmtrain.results import Results, Sample, Score, SplitResult, TaskResult
+
+if TYPE_CHECKING:
+    from mmtrain.pruning.kept import KeptPoint  # torch: a page needs none
 
 Curves = Mapping[str, "list[tuple[int, float]]"]
 Routing = Mapping[str, "list[list[int]]"]
@@ -36,6 +40,8 @@ class Run:
         routing_tasks: the rows' tasks.
         agreement: mean cosines between the gradients of `agreement_tasks`; none: not sampled.
         agreement_tasks: its rows and columns.
+        kept: units that subtasks keep, by step; empty: the run has no masks.
+        tradeoff: by union of subtasks, its network's share of operations and its score.
         recipe: the recipe as JSON.
         corpora: digest of each corpus.
         times: seconds of each phase (corpora, training, evaluation ...).
@@ -48,6 +54,8 @@ class Run:
     routing_tasks: tuple[str, ...] = ()
     agreement: Sequence[Sequence[float | None]] = ()
     agreement_tasks: tuple[str, ...] = ()
+    kept: "Mapping[int, KeptPoint]" = field(default_factory=dict)
+    tradeoff: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     recipe: str = ""
     corpora: Mapping[str, str] = field(default_factory=dict)
     times: Mapping[str, float] = field(default_factory=dict)
@@ -76,6 +84,18 @@ def report_page(results: Results, *, run: Run) -> str:
             "Agreement of gradients",
             _agreement(run),
             note="Cosine of tasks' gradients on what they share, mean over the run's samples.",
+        ),
+        _section(
+            "Units kept",
+            _kept(run),
+            note="Share of the units that each subtask keeps: of all by step, of each group at the "
+            "end; and units that two subtasks both keep over those that either keeps.",
+        ),
+        _section(
+            "Trade-off",
+            _tradeoff(run),
+            note="Networks cut down to unions of subtasks: share of targets hit, true tokens "
+            "given, over the share of the whole network's operations.",
         ),
         _section("Predictions", "".join(_samples(n, t) for n, t in results.tasks.items())),
         _section("All metrics", _metric_table(results)),
@@ -251,6 +271,30 @@ def _agreement(run: Run) -> str:
     if not run.agreement:
         return ""
     return f"<figure>{to_svg(agreement_figure(run.agreement, tasks=run.agreement_tasks))}</figure>"
+
+
+def _kept(run: Run) -> str:
+    from mmtrain.figures import kept_by_group_figure, kept_figure, overlap_figure, to_svg
+
+    if not run.kept:
+        return ""
+    steps, last = list(run.kept), list(run.kept.values())[-1]
+    shares = [point.shares() for point in run.kept.values()]
+    by_step = {name: [share[name] for share in shares] for name in last.kept}
+    figures = (
+        kept_figure(steps, by_step),
+        kept_by_group_figure(last.group_shares(), groups=tuple(last.groups)),
+        overlap_figure(last.overlap),
+    )
+    return "".join(f"<figure>{to_svg(figure)}</figure>" for figure in figures)
+
+
+def _tradeoff(run: Run) -> str:
+    from mmtrain.figures import to_svg, tradeoff_figure
+
+    if not run.tradeoff:
+        return ""
+    return f"<figure>{to_svg(tradeoff_figure(run.tradeoff))}</figure>"
 
 
 def _samples(name: str, task: TaskResult) -> str:

@@ -195,6 +195,14 @@ def read_routing(path: Path) -> Routing:
     return Routing(tuple(held["tasks"]), held["layers"])
 
 
+def read_kept(path: Path) -> dict[int, KeptPoint]:
+    """Units kept by subtasks over a run, by step; empty where it has no masks."""
+    return {
+        line["step"]: KeptPoint(line["groups"], line["kept"], line["overlap"])
+        for line in read_series(path)
+    }
+
+
 @dataclass(frozen=True, slots=True)
 class Agreement:
     """Mean cosines between tasks' gradients, (tasks, tasks); None: a pair never measured."""
