@@ -170,11 +170,16 @@ def _open(predictor: Predictor, *, task: str, data_dir: Path, split: Split) -> t
         splits.append(_HARD)
     found = [open_manifest(shard_folder(data_dir, task=task, split=name)) for name in splits]
     for manifest in (train, *found):
-        _check_features(predictor, manifest)
+        check_features(predictor, manifest)
     return train, *found
 
 
-def _check_features(predictor: Predictor, manifest: Manifest) -> None:
+def check_features(predictor: Predictor, manifest: Manifest) -> None:
+    """Refuses a split that was built with other features than the model's, or another vocabulary.
+
+    Raises:
+        CorpusError: names both.
+    """
     known = predictor.task(manifest.task.name)
     for side in ("inputs", "targets"):
         built, trained = getattr(manifest.task, side), getattr(known, side)

@@ -103,23 +103,29 @@ def extract(
         force: replace an extracted model that is there.
 
     Raises:
-        ExtractError: neither tasks nor modalities, or both; or `out` holds something.
+        ExtractError: neither tasks nor modalities, or both; or `out` holds something; or the model
+            was trained with masks.
         UnknownNameError: the model has no such task or modality.
     """
     card = opened.bundle.card
+    if card.pruning:
+        raise ExtractError(
+            f"{opened.uri} was trained with masks of {', '.join(card.pruning.subtasks)}; take out "
+            f"what some of them need: mmtrain prune {opened.uri} --subtasks ... --out {out}"
+        )
     kept = choose_tasks(card.tasks, tasks=tasks, inputs=inputs)
-    _check_folder(out, force=force, source=opened.uri)
+    check_folder(out, force=force, source=opened.uri)
     smaller = smaller_model(opened.bundle, tasks=tuple(kept))
     state = {name: opened.bundle.state[name] for name in smaller.state_dict()}
     out.mkdir(parents=True, exist_ok=True)
-    recipe = _save_recipe(opened.recipe, out=out, tasks=tuple(kept))
+    recipe = save_recipe(opened.recipe.only(tuple(kept)) if opened.recipe else None, out=out)
     bundle = save_bundle(
         out / BUNDLE,
         model=smaller.config,
         tasks=kept,
         state=state,
         vocabulary=opened.bundle.vocabulary if needs_vocabulary(kept) else None,
-        lineage=_lineage(opened, kept=tuple(kept)),
+        lineage=part_lineage(opened, kept=tuple(kept)),
     )
     count = sum(tensor.numel() for tensor in state.values())
     logger.info("extracted %s of %s: %d parameters in %s", ", ".join(kept), opened.uri, count, out)
@@ -216,15 +222,32 @@ def extract_and_register(
     """
     from mmtrain import model_registry  # imports MLflow: seconds
 
+    uri = choose_registry(opened, registry)
+    extracted = extract(with_version(opened, registry=uri), **what)
+    made = model_registry.register(extracted.bundle, name=name, tracking_uri=uri)
+    return extracted, made
+
+
+def choose_registry(opened: Opened, registry: str | None) -> str:
+    """MLflow's URI: as given, or beside the whole model, or as MLflow is set up.
+
+    Raises:
+        ExtractError: none is known.
+    """
     uri = registry or opened.tracking_uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri is None:
         raise ExtractError("which registry? give --tracking, e.g. sqlite:///runs/mine/mlruns.db")
+    return uri
+
+
+def with_version(opened: Opened, *, registry: str) -> Opened:
+    """The same model with its version, where it is found to be registered."""
+    from mmtrain import model_registry  # imports MLflow: seconds
+
     version = opened.version or model_registry.find_registered(
-        opened.bundle.digest, tracking_uri=uri
+        opened.bundle.digest, tracking_uri=registry
     )
-    extracted = extract(replace(opened, version=version), **what)
-    made = model_registry.register(extracted.bundle, name=name, tracking_uri=uri)
-    return extracted, made
+    return replace(opened, version=version)
 
 
 def tuning_recipe(uri: str, *, tracking_uri: str | None = None) -> Recipe:
@@ -260,25 +283,31 @@ def _recipe_of(bundle: Bundle, text: str | None) -> Recipe | None:
     return recipe if recipe.model.body == bundle.card.model.body else None
 
 
-def _check_folder(out: Path, *, force: bool, source: str) -> None:
+def check_folder(out: Path, *, force: bool, source: str) -> None:
+    """Refuses a folder that holds a run, or anything else unless forced.
+
+    Raises:
+        ExtractError: says which, and the way out.
+    """
     if (out / CHECKPOINTS).exists() or (out / BUNDLE).resolve() == Path(source):
         raise ExtractError(f"{out} is a run's folder; give another --out")
     if out.exists() and any(out.iterdir()) and not force:
         raise ExtractError(f"{out} is not empty; give another --out, or --force to replace it")
 
 
-def _save_recipe(recipe: Recipe | None, *, out: Path, tasks: tuple[str, ...]) -> Path | None:
+def save_recipe(recipe: Recipe | None, *, out: Path) -> Path | None:
+    """Writes the recipe that a smaller model goes on training with; None: removes an older one."""
     path = out / RECIPE
     if recipe is None:
         path.unlink(missing_ok=True)  # of a model that this one replaces
         return None
     part = out / f".{RECIPE}"
-    part.write_text(recipe.only(tasks).model_dump_json(indent=1) + "\n", encoding="utf-8")
+    part.write_text(recipe.model_dump_json(indent=1) + "\n", encoding="utf-8")
     part.replace(path)
     return path
 
 
-def _lineage(opened: Opened, *, kept: tuple[str, ...]) -> Lineage:
+def part_lineage(opened: Opened, *, kept: tuple[str, ...]) -> Lineage:
     """The whole model's lineage, of the kept tasks, with the whole model as parent."""
     whole = opened.bundle.card.lineage
     parent = Parent(

@@ -38,12 +38,9 @@ import pipelines
 from mmtrain.export import Bundle, load_bundle
 from mmtrain.mlflow_settings import bounded
 from mmtrain.predictor import PredictionError, Predictor
+from mmtrain.pyfunc_example import input_example
 from mmtrain.tracking import find_experiment
-from pipelines import modalities
 from pipelines.errors import MMTrainError
-from pipelines.modalities.audio import AudioFeature, to_wav
-from pipelines.modalities.image import ImageFeature, to_png
-from pipelines.modalities.video import VideoFeature
 
 logger = logging.getLogger(__name__)
 
@@ -214,6 +211,33 @@ def find_registered(digest: str, *, tracking_uri: str) -> str | None:
     return f"models:/{newest.name}/{newest.version}" if newest else None
 
 
+def find_parts(digest: str, *, tracking_uri: str) -> list[ModelVersion]:
+    """Versions that were taken out of the model of that bundle digest, oldest first.
+
+    Raises:
+        RegistryError: MLflow cannot be reached.
+    """
+    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+    try:
+        with bounded(_TIMEOUT_S, max_retries=_MAX_RETRIES):
+            found = client.search_model_versions(f"tags.parent_digest = '{digest}'")
+            aliases = {
+                name: client.get_registered_model(name).aliases
+                for name in {version.name for version in found}
+            }
+    except MlflowException as error:
+        raise RegistryError(f"cannot search {tracking_uri}: {error.message}") from None
+    return [
+        ModelVersion(
+            version.name,
+            str(version.version),
+            tuple(a for a, of in aliases[version.name].items() if str(of) == str(version.version)),
+            version.tags,
+        )
+        for version in sorted(found, key=lambda version: version.creation_timestamp)
+    ]
+
+
 def download_recipe(bundle: Bundle, *, tracking_uri: str | None = None) -> str | None:
     """The recipe in JSON of the run that trained a bundle; None where that is not to be had."""
     if not (run_id := bundle.card.lineage.run_id):
@@ -320,34 +344,6 @@ def signature() -> ModelSignature:
         inputs=Schema([text("task"), text("input")]),
         outputs=Schema(sorted(outputs, key=lambda column: _COLUMNS.index(str(column.name)))),
     )
-
-
-def input_example(bundle: Bundle) -> pd.DataFrame:
-    """A row for each task: a digit as text, a black picture or clip, half a second of silence."""
-    rows = []
-    for name, task in bundle.card.tasks.items():
-        feature = task.inputs
-        if isinstance(feature, ImageFeature):
-            shape = (feature.height, feature.width, 3)
-            value = base64.b64encode(to_png(np.zeros(shape, dtype=np.uint8))).decode()
-        elif isinstance(feature, VideoFeature):
-            value = base64.b64encode(_grey_clip(feature)).decode()
-        elif isinstance(feature, AudioFeature):
-            silence = np.zeros(feature.sample_rate_hz // 2, dtype=np.float32)
-            value = base64.b64encode(to_wav(silence, rate_hz=feature.sample_rate_hz)).decode()
-        else:
-            value = "7"
-        rows.append({"task": name, "input": value})
-    return pd.DataFrame(rows)
-
-
-def _grey_clip(feature: VideoFeature) -> bytes:
-    """An animated picture, long enough to be a clip; equal frames would be merged into one."""
-    levels = np.arange(feature.num_frames * feature.frame_step) * 16 % 256
-    shape = (feature.height, feature.width, feature.channels)
-    frames = np.stack([np.full(shape, level, dtype=np.uint8) for level in levels])
-    decode = modalities.load("video").decode
-    return decode(frames, feature=feature, vocabulary=None)
 
 
 class ServedModel(PythonModel):

@@ -4,7 +4,7 @@ What a value goes through is what `build` did to the training examples: the moda
 and `collate`, the model, and `decode` of what it says.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -19,6 +19,9 @@ from mmtrain.export import Bundle, BundleTask, find_bundle, load_bundle
 from mmtrain.layers.encoded import Encoded
 from mmtrain.models.model import MultiTaskModel
 from mmtrain.pruning.attach import wear_masks
+from mmtrain.pruning.examples import TaskInputs
+from mmtrain.pruning.pruner import Pruner
+from mmtrain.pruning.recalibrate import recalibrate
 from pipelines import modalities
 from pipelines.errors import BadExampleError, MMTrainError, UnknownNameError
 from pipelines.modalities import Feature
@@ -33,12 +36,17 @@ class PredictionError(MMTrainError):
 class Predictor:
     """A model with its tasks and vocabulary, ready to answer."""
 
-    def __init__(self, bundle: Bundle, *, device: str | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, *, device: str | None = None, model: MultiTaskModel | None = None
+    ) -> None:
+        """`model` is the bundle's, if it is built already."""
         self.bundle = bundle
         self.tasks: Mapping[str, BundleTask] = bundle.card.tasks
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model: MultiTaskModel = bundle.build_model().to(self.device)
+        self.model: MultiTaskModel = (model or bundle.build_model()).to(self.device)
         wear_masks(self.model)
+        self._pruner: Pruner | None = None
+        self._parts: dict[Hashable, Predictor] = {}
 
     @classmethod
     def load(
@@ -156,6 +164,60 @@ class Predictor:
         values = torch.from_numpy(padded.values).to(self.device)
         lengths = torch.from_numpy(padded.lengths).to(self.device)
         return (values.long() if values.dtype == torch.int32 else values), lengths.long()
+
+    def for_subtasks(
+        self,
+        subtasks: Sequence[str] = (),
+        *,
+        classes: Sequence[str] = (),
+        unlabelled: Mapping[str, Sequence[str | bytes | Path]] | None = None,
+    ) -> "Predictor":
+        """A predictor of the smaller model that these subtasks need, cut in memory.
+
+        Each subset is cut once, then kept: going back to it takes no time.
+
+        Args:
+            subtasks: basis subtasks that the model was trained with; none: those of `classes`.
+            classes: classes that it chooses from; none: all of the subtasks.
+            unlabelled: by task, values as `predict` takes them, of which batch norms take their
+                statistics; read when the subset is new, and needed by models with batch norms.
+
+        Raises:
+            NoMasksError: the model was trained without masks, or is cut already.
+            UnknownNameError: there is no such subtask or class.
+            SubsetError: nothing is named, or the subtasks have no such class.
+            RecalibrationError: values are needed.
+        """
+        if self._pruner is None:
+            self._pruner = Pruner(self.bundle, model=self.model)
+        subset = self._pruner.subset(subtasks, classes=classes)
+        if subset.key not in self._parts:
+            model = self._pruner.cut(subset)
+            part = Predictor(
+                self._pruner.part(model, subset=subset), device=str(self.device), model=model
+            )
+            batches = part.unlabelled_batches(unlabelled or {})
+            recalibrate(model, batches, num_batches=len(batches))
+            self._parts[subset.key] = part
+        return self._parts[subset.key]
+
+    def unlabelled_batches(
+        self, values: Mapping[str, Sequence[str | bytes | Path]], *, batch_size: int = 32
+    ) -> list[TaskInputs]:
+        """Raw values by task as batches without targets; of tasks that the model has not, none.
+
+        Raises:
+            PredictionError: a value cannot be read; the message names it.
+        """
+        batches = []
+        for name, of_task in values.items():
+            if name not in self.tasks:
+                continue
+            arrays = [self._array(value, task=self.task(name)) for value in of_task]
+            for start in range(0, len(arrays), batch_size):
+                rows = arrays[start : start + batch_size]
+                batches.append(TaskInputs(name, *self.to_batch(self.task(name).inputs, rows)))
+        return batches
 
     def decode_target(self, task: str, array: np.ndarray) -> str:
         """A target array as a person reads it, in the words of `Prediction.text`."""
