@@ -37,7 +37,9 @@ from pipelines.task import Source, Task
 
 SIZE = 12  # examples of a global batch
 CLASSES = tuple("abcd")
-NETS = {"image_patches": image_patches.Config(height=16, width=16, channels=1, patch=(8, 8))}
+NETS: dict[str, Any] = {
+    "image_patches": image_patches.Config(height=16, width=16, channels=1, patch=(8, 8))
+}
 PRUNING = PruningConfig(
     subtasks={
         "ab": ("shape:a", "shape:b"),

@@ -14,6 +14,8 @@ from mmtrain.decoding import greedy
 from mmtrain.layers.units import gated
 from mmtrain.models import multimodel, polyvit
 from mmtrain.models.model import ModelConfig, MultiTaskModel, Outputs, model_with
+from mmtrain.pruning.config import PruningConfig
+from mmtrain.pruning.masks import MaskBank
 from mmtrain.pruning.slicing import cut
 from pipelines.errors import MMTrainError
 from tests.mmtrain.models import tiny, tiny_polyvit
@@ -199,6 +201,22 @@ def test_the_same_holds_for_every_task_and_the_smallest_subsets_in_double_precis
         with gated(model, gates):
             masked = answer(model, task)
         assert_close(answer(small, task), masked, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("subset", [("a",), ("b",), ("a", "b")])
+@pytest.mark.parametrize(("family", "task"), [("vit", "word"), ("multi", "en_de")])
+def test_learned_masks_with_their_scales_are_cut_to_the_same(family, task, subset, request):
+    model = request.getfixturevalue(family)
+    first, *rest = model.tasks
+    config = PruningConfig(subtasks={"a": (first,), "b": tuple(rest)}, sigma=0.6)
+    bank = MaskBank(model.prunable_units(), model.scale_sites(), config=config, seed=0)
+    if family == "multi":
+        bank.scaling.data.uniform_(0.5, 2.0, generator=torch.Generator().manual_seed(0))
+    masks = bank.masks(subset)
+    with gated(model, masks.gates):
+        masked = answer(model, task)
+    small = cut(model, masks.kept, scale=masks.scale)
+    assert_close(answer(small, task), masked, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("training", [True, False])
