@@ -125,7 +125,8 @@ class NoisyTopKGate(nn.Module):
         deviation_NE = None if deviation_NE is None else deviation_NE[:, on_E]
         gates = _choose(clean_NE[:, on_E], noisy_NE[:, on_E], deviation_NE, k=self.k)
         experts_NK = on_E[gates.experts_NK]
-        missed = _missed(noisy_NE, mask_E, k=self.k) if mask_E.requires_grad else None
+        learns = mask_E.requires_grad and torch.is_grad_enabled()
+        missed = _missed(noisy_NE, mask_E, k=self.k) if learns else None
         return Gates(experts_NK, gates.weights_NK, gates.load_E, missed)
 
 

@@ -4,7 +4,9 @@ The name is the module: `mmtrain/modalities/<net>.py` defines
 
     Config                                      its settings, frozen, all with defaults
     Input(config, *, model_dim, vocab_size)     stem: (inputs, lengths) -> Encoded; `dims` is 1 for
-                                                sequences, 2 for grids. None: no stem.
+                                                sequences, 2 for grids. None: no stem. It may have
+                                                units to cut out, see layers/units.py; it is built
+                                                with the counts in `Config.units`.
     Output(config, *, model_dim, vocab_size, num_outputs, dims)
                                                 head: Encoded -> logits. `reads` is "encoded" for a
                                                 head on the encoder, "decoded" for one that decodes,
