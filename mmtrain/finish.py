@@ -1,11 +1,12 @@
 """What follows training: measure the bundle, write results and report, register, tell MLflow."""
 
 import concurrent.futures
+import json
 import multiprocessing
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -19,14 +20,17 @@ from mmtrain.report import Run, write_report
 from mmtrain.results import RESULTS_FILE, Results, run_results, write_results
 from mmtrain.runlog import (
     GRADIENTS,
+    KEPT,
     ROUTING,
     SERIES,
     read_agreement,
+    read_kept,
     read_routing,
     read_series,
 )
 from mmtrain.runs import TrainedRun
 from mmtrain.tracking import Tracker, TrackingConfig
+from mmtrain.tradeoff import TRADEOFF, TradeoffPoint, measure_tradeoff
 
 REPORT = "report.html"
 
@@ -64,11 +68,15 @@ def finish_run(
     console.print("evaluating on the test splits ...")
     results = evaluate_in_parallel(run.bundle, data_dir=data_dir, tasks=tuple(recipe.tasks))
     write_results(results, path=run.out / RESULTS_FILE)
+    tradeoff = _measure_tradeoff(run, recipe, data_dir=data_dir)
     times = {**times, "evaluation": time.monotonic() - began}
     tracker = Tracker.open(tracking, out=run.out, name=recipe.name, resume=True)
     version = _register(run, recipe, uri=tracker.uri, console=console)
     report = run.out / REPORT
-    story = _story(run, recipe, times=times, version=version)
+    story = replace(
+        _story(run, recipe, times=times, version=version),
+        tradeoff={name: (point.operations, point.score) for name, point in tradeoff.items()},
+    )
     write_report(results, run=story, path=report)
     _tell(tracker, results, story=story, report=report)
     tracker.close(status="FINISHED")
@@ -109,6 +117,18 @@ def _register(
         return None
 
 
+def _measure_tradeoff(
+    run: TrainedRun, recipe: Recipe, *, data_dir: Path
+) -> dict[str, TradeoffPoint]:
+    """What unions of the subtasks cost and do, also as `tradeoff.json`; none without masks."""
+    if recipe.pruning is None:
+        return {}
+    points = measure_tradeoff(run.bundle, data_dir=data_dir)
+    shown = {name: point.to_dict() for name, point in points.items()}
+    (run.out / TRADEOFF).write_text(json.dumps(shown, indent=1) + "\n", encoding="utf-8")
+    return points
+
+
 def _story(
     run: TrainedRun, recipe: Recipe, *, times: Mapping[str, float], version: ModelVersion | None
 ) -> Run:
@@ -130,6 +150,7 @@ def _story(
         routing_tasks=routing.tasks,
         agreement=agreement.cosines,
         agreement_tasks=agreement.tasks,
+        kept=read_kept(run.out / KEPT),
         recipe=recipe.model_dump_json(indent=1),
         corpora=card.lineage.corpora,
         times=times,
@@ -154,5 +175,26 @@ def _tell(tracker: Tracker, results: Results, *, story: Run, report: Path) -> No
         figure = figures.agreement_figure(story.agreement, tasks=story.agreement_tasks)
         tracker.log_figure(figure, name="figures/gradient_agreement.png")
         tracker.log_artifact(report.with_name(GRADIENTS))
+    if story.kept:
+        _tell_kept(tracker, story=story, report=report)
     tracker.log_artifact(report)
     tracker.log_artifact(report.with_name(RESULTS_FILE))
+
+
+def _tell_kept(tracker: Tracker, *, story: Run, report: Path) -> None:
+    """What subtasks keep, and the trade-off, to MLflow."""
+    *_, last = story.kept.values()
+    shares = [point.shares() for point in story.kept.values()]
+    by_step = {name: [share[name] for share in shares] for name in last.kept}
+    shown = {
+        "kept": figures.kept_figure(list(story.kept), by_step),
+        "kept_by_group": figures.kept_by_group_figure(
+            last.group_shares(), groups=tuple(last.groups)
+        ),
+        "overlap": figures.overlap_figure(last.overlap),
+        "tradeoff": figures.tradeoff_figure(story.tradeoff),
+    }
+    for name, figure in shown.items():
+        tracker.log_figure(figure, name=f"figures/{name}.png")
+    for name in (KEPT, TRADEOFF):
+        tracker.log_artifact(report.with_name(name))

@@ -162,7 +162,12 @@ class MaskedRun:
         passes = Passes.build(recipe, model)
         for parameter in model.parameters():
             parameter.data += moved
-        model.train()
+        return cls.of(recipe, passes)
+
+    @classmethod
+    def of(cls, recipe: Recipe, passes: Passes) -> "MaskedRun":
+        """A run that trains what `passes` pass through."""
+        model = passes.model.train()
         engine = build_engine(recipe.engine, model=model, optimizer=recipe.optimizer)
         return cls(recipe, model, passes, engine, Ranks.current(use_gpu=False))
 
