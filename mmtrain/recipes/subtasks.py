@@ -41,8 +41,8 @@ def san_resnet() -> Recipe:
         schedule=ScheduleConfig(name="alternating"),
         optimizer=OptimizerConfig(learning_rate=2e-3, schedule="cosine", decay_start=0.0),
         engine=EngineConfig(name="deepspeed", zero_stage=1),
-        pruning=PruningConfig(subtasks=DIGIT_PAIRS, warmup_steps=100),
-        num_steps=600,
+        pruning=PruningConfig(subtasks=DIGIT_PAIRS, gamma=0.1, warmup_steps=100),
+        num_steps=800,
         num_workers=2,
         log_every=20,
         validate_every=200,
@@ -52,13 +52,24 @@ def san_resnet() -> Recipe:
 
 def san_polyvit() -> Recipe:
     """Four tasks of PolyViT, each a subtask; 2 CPU workers, 6 minutes."""
+    own = {"learning_rate": None, "warmup_steps": None}  # theirs are of SGD, see `polyvit_tiny`
     recipe = polyvit_tiny().only(PRUNED_POLYVIT)
-    pruning = PruningConfig(subtasks={task: (task,) for task in recipe.tasks}, warmup_steps=100)
-    return recipe.with_(name="san_polyvit", pruning=pruning, monitor_every=0)
+    return recipe.with_(
+        name="san_polyvit",
+        tasks={name: task.model_copy(update=own) for name, task in recipe.tasks.items()},
+        pruning=PruningConfig(
+            subtasks={task: (task,) for task in recipe.tasks}, gamma=0.1, warmup_steps=200
+        ),
+        # of SGD, a price that is a mean over units would hardly move any
+        optimizer=OptimizerConfig(learning_rate=1e-3, schedule="cosine", decay_start=0.0),
+        num_steps=1_500,
+    )
 
 
 def san_multimodel() -> Recipe:
     """Three tasks of MultiModel, each a subtask; 2 CPU workers, 8 minutes."""
     recipe = quickstart().only(PRUNED_MULTIMODEL)
-    pruning = PruningConfig(subtasks={task: (task,) for task in recipe.tasks}, warmup_steps=100)
+    pruning = PruningConfig(
+        subtasks={task: (task,) for task in recipe.tasks}, gamma=0.1, warmup_steps=100
+    )
     return recipe.with_(name="san_multimodel", pruning=pruning, num_steps=900)
