@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from mmtrain.printing import print_built, print_exported, print_extracted, print_run
 from pipelines.errors import MMTrainError, UnknownNameError, first_problem
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def build(
     manifests = build_corpora(
         load_recipe(recipe, settings or ()).only(task), data_dir=data, address=address
     )
-    _print_built(manifests, as_json=as_json)
+    print_built(manifests, console=console, as_json=as_json)
 
 
 @app.command()
@@ -153,7 +154,7 @@ def train(
         tracking=TrackingConfig(uri=tracking),
         console=errors if as_json else console,
     )
-    _print_run(run, as_json=as_json)
+    print_run(run, console=console, as_json=as_json)
 
 
 @app.command()
@@ -239,7 +240,89 @@ def extract(
         extracted, version = extract_and_register(opened, name=register, registry=tracking, **what)
     else:
         extracted = extract_tasks(opened, **what)
-    _print_extracted(extracted, version=version, as_json=as_json)
+    print_extracted(extracted, version=version, console=console, as_json=as_json)
+
+
+@app.command()
+def prune(
+    model: Annotated[str, typer.Argument(help="Run folder, bundle folder or models:/NAME@ALIAS.")],
+    subtasks: Annotated[
+        str | None, typer.Option(help="Basis subtasks that stay, e.g. a,b; default: of --classes.")
+    ] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="Classes that stay, e.g. 3,7; default: all of --subtasks.")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Share of the whole model's FLOPs at most, e.g. 0.4.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the smaller model.")] = None,
+    data: DataDir = Path("corpora"),
+    recalibrate: Annotated[
+        int, typer.Option(min=0, help="Unlabelled batches for batch norms; 0: as they are.")
+    ] = 20,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Compare with the whole model.")
+    ] = True,
+    limit: Annotated[int | None, typer.Option(min=1, help="Test examples a task at most.")] = None,
+    register: Annotated[str | None, typer.Option(help="Register it under this name.")] = None,
+    tracking: Annotated[
+        str | None, typer.Option(help="MLflow URI of the registry; default: MODEL's own.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace what is in --out.")] = False,
+    list_cuts: Annotated[
+        bool, typer.Option("--list", help="List the registered cuts of MODEL; nothing is cut.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Cut a model that was trained with masks down to some subtasks, without training."""
+    from mmtrain import prune as pruning
+    from mmtrain.extract import ExtractError, open_model
+    from mmtrain.prune_table import print_cuts, print_pruned
+
+    opened = open_model(model, tracking_uri=tracking)
+    if list_cuts:
+        cuts = pruning.registered_cuts(opened, registry=tracking)
+        print_cuts(cuts, console=console, as_json=as_json)
+        return
+    if out is None:
+        raise ExtractError("where to? give the smaller model's folder: --out DIR")
+    asked = pruning.Asked(
+        subtasks=_names(subtasks), classes=_names(classes), budget=budget,
+        recalibration_batches=recalibrate, measures=measure, limit=limit,
+    )  # fmt: skip
+    where: dict[str, Any] = {"out": out, "data_dir": data, "force": force}
+    if register:
+        pruned, version = pruning.prune_and_register(
+            opened, asked, name=register, registry=tracking, **where
+        )
+    else:
+        pruned, version = pruning.prune(opened, asked, **where), None
+    print_pruned(pruned, version=version, console=console, as_json=as_json)
+
+
+@app.command()
+def export(
+    model: Annotated[str, typer.Argument(help="Run folder, bundle folder or models:/NAME@ALIAS.")],
+    out: Annotated[Path, typer.Option(help="Folder to write: bundle, and TASK.onnx.")],
+    onnx: Annotated[
+        bool, typer.Option("--onnx", help="A graph of each task too, checked in ONNX Runtime.")
+    ] = False,
+    task: TaskNames = None,
+    tracking: Annotated[str | None, typer.Option(help="MLflow URI of the registry.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a model as files that load without pickle: a bundle, and graphs in ONNX."""
+    from mmtrain.onnx_export import export_model
+
+    files = export_model(
+        model, out=out, graphs=onnx, tasks=tuple(task or ()), tracking_uri=tracking
+    )
+    print_exported(files, out=out, console=console, as_json=as_json)
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    """Names parted by commas."""
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
 
 
 def _choose_recipe(
@@ -255,54 +338,6 @@ def _choose_recipe(
     if init_from is None:
         raise RecipeError("which recipe? `mmtrain list recipes` names them; or give --init-from")
     return override(tuning_recipe(init_from, tracking_uri=tracking), settings)
-
-
-def _print_extracted(extracted: Any, *, version: Any, as_json: bool) -> None:
-    if as_json:
-        registered = {"version": f"models:/{version.name}/{version.version}"} if version else {}
-        print(json.dumps(extracted.to_dict() | registered, indent=1))
-        return
-    console.print(
-        f"{', '.join(extracted.tasks)}: {extracted.num_parameters:,} of "
-        f"{extracted.parent_parameters:,} parameters, in {extracted.out}",
-        highlight=False,
-    )
-    if version:
-        console.print(f"registered as {version.uri}, version {version.version}", highlight=False)
-    if extracted.recipe:
-        console.print(f"next: mmtrain train --init-from {extracted.out}", highlight=False)
-
-
-def _print_built(manifests: dict[tuple[str, str], Any], *, as_json: bool) -> None:
-    if as_json:
-        print(
-            json.dumps(
-                [
-                    {"task": task, "split": split, "examples": manifest.num_examples,
-                     "quarantined": sum(manifest.quarantined.values()), "digest": manifest.digest}
-                    for (task, split), manifest in manifests.items()
-                ],
-                indent=1,
-            )
-        )  # fmt: skip
-        return
-    table = Table(box=None, padding=(0, 2))
-    for heading in ("task", "split", "examples", "quarantined", "digest"):
-        table.add_column(heading, no_wrap=True, overflow="fold")
-    for (task, split), manifest in manifests.items():
-        table.add_row(
-            task, split, f"{manifest.num_examples:,}", str(sum(manifest.quarantined.values())),
-            manifest.digest[:12],
-        )  # fmt: skip
-    console.print(table)
-
-
-def _print_run(run: Any, *, as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(run.to_dict(), indent=1))
-        return
-    console.print(f"trained {run.step} steps in {run.seconds:.0f} s; bundle in {run.bundle}")
-    console.print(f"next: mmtrain evaluate {run.out}", highlight=False)
 
 
 def main() -> None:

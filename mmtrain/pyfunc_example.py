@@ -1,4 +1,4 @@
-"""An example of what a registered model takes: a row for each of its tasks."""
+"""Examples of what a model takes, made up: a raw value of a feature, a row for each task."""
 
 import base64
 
@@ -7,6 +7,7 @@ import pandas as pd
 
 from mmtrain.export import Bundle
 from pipelines import modalities
+from pipelines.modalities import Feature
 from pipelines.modalities.audio import AudioFeature, to_wav
 from pipelines.modalities.image import ImageFeature, to_png
 from pipelines.modalities.video import VideoFeature
@@ -16,19 +17,22 @@ def input_example(bundle: Bundle) -> pd.DataFrame:
     """A row for each task: a digit as text, a black picture or clip, half a second of silence."""
     rows = []
     for name, task in bundle.card.tasks.items():
-        feature = task.inputs
-        if isinstance(feature, ImageFeature):
-            shape = (feature.height, feature.width, 3)
-            value = base64.b64encode(to_png(np.zeros(shape, dtype=np.uint8))).decode()
-        elif isinstance(feature, VideoFeature):
-            value = base64.b64encode(_grey_clip(feature)).decode()
-        elif isinstance(feature, AudioFeature):
-            silence = np.zeros(feature.sample_rate_hz // 2, dtype=np.float32)
-            value = base64.b64encode(to_wav(silence, rate_hz=feature.sample_rate_hz)).decode()
-        else:
-            value = "7"
-        rows.append({"task": name, "input": value})
+        value = example_value(task.inputs)
+        shown = base64.b64encode(value).decode() if isinstance(value, bytes) else value
+        rows.append({"task": name, "input": shown})
     return pd.DataFrame(rows)
+
+
+def example_value(feature: Feature) -> str | bytes:
+    """A raw value of a feature: a text, or a file's bytes."""
+    if isinstance(feature, ImageFeature):
+        return to_png(np.zeros((feature.height, feature.width, 3), dtype=np.uint8))
+    if isinstance(feature, VideoFeature):
+        return _grey_clip(feature)
+    if isinstance(feature, AudioFeature):
+        silence = np.zeros(feature.sample_rate_hz // 2, dtype=np.float32)
+        return to_wav(silence, rate_hz=feature.sample_rate_hz)
+    return "7"
 
 
 def _grey_clip(feature: VideoFeature) -> bytes:
