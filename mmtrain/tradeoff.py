@@ -16,14 +16,13 @@ from torch import Tensor
 from mmtrain import losses
 from mmtrain.comparison import cost_of, task_inputs
 from mmtrain.export import load_bundle
-from mmtrain.measure import read_examples
 from mmtrain.models.model import MultiTaskModel
 from mmtrain.predictor import Predictor
 from mmtrain.pruning.examples import TaskInputs
 from mmtrain.pruning.pruner import Pruner
 from mmtrain.pruning.recalibrate import recalibrate
 from mmtrain.pruning.subset import Subset
-from pipelines.shards import Example, open_manifest, shard_folder
+from pipelines.shards import Example, ShardReader, open_manifest, shard_folder
 from pipelines.task import Split
 
 TRADEOFF = "tradeoff.json"  # in a run's folder
@@ -76,7 +75,7 @@ def measure_tradeoff(
     pruner = Pruner(predictor.bundle, model=predictor.model)
     held: dict[Split, dict[str, list[Example]]] = {
         split: {
-            task: read_first(data_dir, task=task, split=split, limit=limit)
+            task: read_drawn(data_dir, task=task, split=split, limit=limit)
             for task in predictor.tasks
         }
         for split in ("train", "validation")
@@ -95,10 +94,13 @@ def growing_unions(subtasks: Sequence[str]) -> list[tuple[str, ...]]:
     return alone + [tuple(subtasks[:size]) for size in range(2, len(subtasks) + 1)]
 
 
-def read_first(data_dir: Path, *, task: str, split: Split, limit: int) -> list[Example]:
-    """The first examples of a split."""
+def read_drawn(data_dir: Path, *, task: str, split: Split, limit: int) -> list[Example]:
+    """Examples of a split by a fixed seed: corpora are sorted, and statistics of batches of one
+    class are another network's.
+    """
     manifest = open_manifest(shard_folder(data_dir, task=task, split=split))
-    return list(read_examples(manifest, limit=limit))
+    rows = np.random.default_rng(0).permutation(manifest.num_examples)[:limit]
+    return ShardReader([manifest]).read(task, rows=rows)
 
 
 def _point(
