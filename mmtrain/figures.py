@@ -151,14 +151,20 @@ def tradeoff_figure(points: Mapping[str, tuple[float, float]]) -> Figure:
     axes = figure.subplots()
     costs, scores = zip(*points.values(), strict=True)
     axes.scatter(costs, scores, color=ACCENT, s=18)
-    for number, (name, place) in enumerate(points.items()):
+    for name, place in points.items():
         size = name.count(" + ") + 1
-        label = name if size == 1 else f"{size} subtasks"
-        offset = (5, 3 if number % 2 else -8)  # neighbours' words stand apart
         axes.annotate(
-            label, place, xytext=offset, textcoords="offset points", fontsize=6, color=INK
+            name if size == 1 else f"{size} subtasks",
+            place,
+            xytext=(2, -5),
+            textcoords="offset points",
+            rotation=-35,  # so that neighbours' words stand apart
+            rotation_mode="anchor",
+            fontsize=6,
+            color=INK,
         )
-    axes.set(xlim=(0, 1.02), xlabel="operations, share of the whole")
+    lowest = min(0.9, min(scores) - 0.05)
+    axes.set(xlim=(0, 1.02), ylim=(lowest, 1.01), xlabel="operations, share of the whole")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color=INK, alpha=0.12, linewidth=0.6)
     _ink(axes)

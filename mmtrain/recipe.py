@@ -102,7 +102,7 @@ class Recipe(BaseModel):
         return Recipe.model_validate({**_fields(self), **fields})
 
     def only(self, tasks: Sequence[str] | None) -> "Recipe":
-        """The same recipe with only these tasks; with none named, itself.
+        """The same recipe with only these tasks and subtasks of them; with none named, itself.
 
         A run that is as long as its tasks' own runs together stays so.
         """
@@ -116,7 +116,8 @@ class Recipe(BaseModel):
         num_steps = self.num_steps
         if self.has_own_steps():
             num_steps = run_steps(kept.values(), config=schedule)
-        return self.with_(tasks=kept, schedule=schedule, num_steps=num_steps)
+        pruning = self.pruning.only(kept) if self.pruning else None
+        return self.with_(tasks=kept, schedule=schedule, num_steps=num_steps, pruning=pruning)
 
     def has_own_steps(self) -> bool:
         """Whether the run is as long as its tasks' own runs together."""

@@ -1,6 +1,7 @@
 """What a recipe says of subtasks and their masks."""
 
 import re
+from collections.abc import Collection
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -82,6 +83,15 @@ class PruningConfig(BaseModel):
     learning_rate_scale: float = Field(
         default=5.0, gt=0, description="Learning rate of masks, in learning rates of the model."
     )
+
+    def only(self, tasks: Collection[str]) -> "PruningConfig | None":
+        """The config with what its subtasks have of these tasks; None: no subtask has any."""
+        kept = {
+            name: tuple(entry for entry in entries if entry.partition(":")[0] in tasks)
+            for name, entries in self.subtasks.items()
+        }
+        subtasks = {name: entries for name, entries in kept.items() if entries}
+        return self.model_copy(update={"subtasks": subtasks}) if subtasks else None
 
     @field_validator("subtasks")
     @classmethod

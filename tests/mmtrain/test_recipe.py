@@ -100,3 +100,10 @@ def test_only_keeps_the_tasks_named(recipe):
 def test_every_shipped_recipe_builds_and_survives_json(name):
     built = load_recipe(name)
     assert Recipe.model_validate_json(built.model_dump_json()) == built
+
+
+def test_a_run_of_some_tasks_has_their_subtasks_alone():
+    recipe = load_recipe("san_polyvit").only(["digit", "spoken_digit"])
+    assert recipe.pruning is not None
+    assert list(recipe.pruning.subtasks) == ["digit", "spoken_digit"]
+    assert load_recipe("polyvit_tiny").only(["digit"]).pruning is None

@@ -34,3 +34,11 @@ def test_a_wrong_config_says_what_is_wrong(settings, message):
 
 def test_six_subtasks_may_be_enumerated():
     PruningConfig(subtasks={name: (name,) for name in "abcdef"}, law="exact")
+
+
+def test_a_config_of_some_tasks_has_what_its_subtasks_have_of_them():
+    config = PruningConfig(subtasks={**ONE, "both": ("digit", "speech"), "names": ("names",)})
+    narrowed = config.only(["digit"])
+    assert narrowed is not None
+    assert narrowed.subtasks == {**ONE, "both": ("digit",)}
+    assert config.only(["spare"]) is None
