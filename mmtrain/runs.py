@@ -5,6 +5,7 @@ checkpoints/     see checkpoint.py
 bundle/          the trained model; see export.py
 tracking/        the journal of what MLflow is told; mlruns.db beside it by default
 routing.json, losses.json, results.json, report.html
+kept.jsonl, tradeoff.json    of a run with masks: units that subtasks keep; quality over cost
 """
 
 import json

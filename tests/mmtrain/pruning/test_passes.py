@@ -14,6 +14,7 @@ from mmtrain.pruning.masks import MaskError
 from mmtrain.pruning.objective import subtask_loss
 from mmtrain.pruning.passes import Passes, check_pruning
 from mmtrain.rates import step_rates
+from mmtrain.recipe import load_recipe
 from pipelines.errors import UnknownNameError
 from tests.mmtrain.pruning.masked_run import (
     BODIES,
@@ -231,6 +232,11 @@ def test_unknown_tasks_and_classes_are_refused_by_name():
         config = pruning(subtasks={"x": (entry,)}, uncovered="allow")
         with pytest.raises(UnknownNameError, match=message):
             check_pruning(recipe_of().model_copy(update={"pruning": config}))
+
+
+@pytest.mark.parametrize("name", ["san_resnet", "san_polyvit", "san_multimodel"])
+def test_subtasks_of_shipped_runs_have_all_of_their_tasks_and_classes(name):
+    check_pruning(load_recipe(name))
 
 
 def test_a_recipe_without_masks_is_not_looked_at():
