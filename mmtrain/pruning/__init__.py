@@ -11,4 +11,7 @@ that its text does not print are our reconstruction.
     generator  the masks as a network's answer to "which subtasks?"
     sampling   which unions train at a step
     objective  the loss within a subtask, and the price of units
+    attach     masks as a child of their model, in its checkpoints and bundles
+    passes     micro-batches through a model with masks, in training
+    kept       what subtasks keep while they learn
 """
