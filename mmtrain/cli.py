@@ -13,9 +13,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 from rich.table import Table
 
+from mmtrain.commands.options import (
+    Address,
+    AsJson,
+    DataDir,
+    Settings,
+    TaskNames,
+    console,
+    errors,
+)  # fmt: skip
 from mmtrain.printing import print_built, print_exported, print_extracted, print_run
 from pipelines.errors import MMTrainError, UnknownNameError, first_problem
 
@@ -40,21 +48,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-console = Console()
-errors = Console(stderr=True)
-
-DataDir = Annotated[Path, typer.Option("--data", help="Folder of corpora and shards.")]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="FIELD=VALUE", help="Change a recipe field, e.g. num_steps=50."),
-]
-Address = Annotated[
-    str | None, typer.Option(help="Ray cluster to use, e.g. 'auto'; default: this machine.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for a program to read.")]
-TaskNames = Annotated[
-    list[str] | None, typer.Option("--task", help="Only this task; may be given several times.")
-]
 
 
 @app.command()

@@ -13,9 +13,10 @@ WALLS = {
     "ray": {
         "pipelines/readers.py", "pipelines/build.py", "pipelines/stream.py",
         "mmtrain/cli.py", "mmtrain/train.py", "mmtrain/tune.py", "mmtrain/serving.py",
+        "mmtrain/jobs.py", "mmtrain/batch_predict.py",
     },
     "deepspeed": {"mmtrain/engines/deepspeed.py"},
-    "mlflow": {"mmtrain/tracking.py", "mmtrain/model_registry.py"},
+    "mlflow": {"mmtrain/tracking.py", "mmtrain/model_registry.py", "mmtrain/model_versions.py"},
 }  # fmt: skip
 
 

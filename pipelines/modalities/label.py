@@ -17,7 +17,7 @@ class LabelFeature(Feature):
     dtype: ClassVar[str] = "int32"
 
     modality: str = "label"
-    classes: tuple[str, ...] = Field(min_length=2, description="Class names; the id is the place.")
+    classes: tuple[str, ...] = Field(min_length=1, description="Class names; the id is the place.")
 
     @property
     def num_outputs(self) -> int:

@@ -19,7 +19,9 @@ torch.set_num_threads(1)
 
 
 def place(length: int, dim: int) -> Place:
-    return Place(torch.ones(2, length, 1), torch.zeros(1, length, dim), torch.zeros(1, 1, 1, length))
+    return Place(
+        torch.ones(2, length, 1), torch.zeros(1, length, dim), torch.zeros(1, 1, 1, length)
+    )
 
 
 def test_counts_are_read_below_a_path_and_others_are_whole():

@@ -91,4 +91,3 @@ def random_masks(
         for site in model.scale_sites()
     }
     return kept, scale, {**gates, **scale}
-
