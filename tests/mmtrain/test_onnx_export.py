@@ -33,7 +33,8 @@ def test_the_graph_answers_as_the_masked_model_for_any_number_of_examples(predic
     session = onnxruntime.InferenceSession(str(written.path))
     for size in (1, 7):
         inputs, lengths = example_batch(predictor, "shades", num_examples=size)
-        (found,) = session.run(["logits"], {session.get_inputs()[0].name: inputs.numpy()})
+        feeds = {"inputs": inputs.numpy(), "input_lengths": lengths.numpy()}
+        (found,) = session.run(["logits"], feeds)
         with torch.inference_mode():
             model = predictor.model
             expected = model(
