@@ -52,13 +52,17 @@ class RunFailedError(MMTrainError):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """What the driver hands to every worker; all workers see both folders."""
+    """What the driver hands to every worker; all workers see both folders.
+
+    `until` stops a run early, its learning rates falling as if it went on; None: at its end.
+    """
 
     recipe: str  # JSON
     out: Path
     data_dir: Path
     tracking: TrackingConfig
     run_id: str | None
+    until: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +295,7 @@ def export_run(
         code_version=code_version(),
         corpora={task: manifest.digest for task, manifest in corpora.train.items()},
         run_id=job.run_id,
-        step=recipe.num_steps,
+        step=job.until or recipe.num_steps,
         seconds=spent.seconds,
         task_steps=dict(spent.task_steps),
         task_seconds=dict(spent.task_seconds),

@@ -48,6 +48,12 @@ class TrackingConfig(BaseModel):
         default=None, description="MLflow tracking URI; None: a SQLite file beside the run."
     )
     experiment: str = Field(default="mmtrain", description="MLflow experiment.")
+    run_name: str | None = Field(
+        default=None, description="Name of the run; None: what the writer calls it."
+    )
+    parent_run_id: str | None = Field(
+        default=None, description="Run that this one stands under, e.g. a sweep's; None: none."
+    )
     interval_s: float = Field(default=1.0, gt=0, description="Seconds between deliveries.")
     timeout_s: int = Field(default=5, ge=1, description="Longest wait for one answer of a server.")
     retry_s: float = Field(
@@ -256,8 +262,10 @@ class _Sender:
         found = client.search_runs([experiment_id], filter_string=f"tags.mmtrain_key = '{key}'")
         if found:
             return found[0].info.run_id
-        run = client.create_run(experiment_id, run_name=self._name, tags={"mmtrain_key": key})
-        return run.info.run_id
+        name, tags = self._config.run_name or self._name, {"mmtrain_key": key}
+        if self._config.parent_run_id:
+            tags["mlflow.parentRunId"] = self._config.parent_run_id
+        return client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
 
     def _send(self, client: "MlflowClient", events: Sequence[Event]) -> None:
         from mlflow.exceptions import MlflowException

@@ -103,7 +103,8 @@ def train_worker(job: Job, post: Post) -> None:
 
     # ---- train
     last = recipe.num_steps
-    for step in range(start.step, last):
+    end = min(last, job.until or last)
+    for step in range(start.step, end):
         seed_step(recipe.seed, step, ranks.rank)
         micros = feed.micros(step)
         if recipe.check_ranks:
@@ -134,18 +135,18 @@ def train_worker(job: Job, post: Post) -> None:
             raise NonFiniteLossError(", ".join(tasks), step, ids, stats.gradient_norm)
 
         done = step + 1
-        if is_due(done, every=recipe.log_every, last=last):
+        if is_due(done, every=recipe.log_every, last=end):
             point = series.point()
             if log:
                 log.point(done, point, stats=stats, counts=feed.plan.cursors(done))
                 log.gradients(done, monitor.point())
                 log.kept(done, passes.kept())
-        if is_due(done, every=recipe.validate_every, last=last):
+        if is_due(done, every=recipe.validate_every, last=end):
             with passes.whole():
                 measured = validate(engine, read_batches(held_out), device=device)
             if log:
                 log.validation(done, measured)
-        if is_due(done, every=recipe.save_every, last=last):
+        if is_due(done, every=recipe.save_every, last=end):
             progress = feed.progress(done, recipe=job.recipe, run_id=job.run_id or "")
             folder, keep = job.out / CHECKPOINTS, recipe.keep_checkpoints
             checkpoint.save(folder, engine=engine, progress=progress, keep=keep)
