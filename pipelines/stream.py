@@ -9,11 +9,12 @@ import functools
 import pickle
 import queue
 import threading
+import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +32,7 @@ from pipelines.plan import BatchPlan, Plan, PlannedBatch
 from pipelines.shards import ShardReader
 
 RANGES = 4096  # ranges of steps in one Ray Dataset; the next Dataset starts where it ends
+TURN_S = 0.05  # of the scheduling loop; a turn moves all blocks that are ready
 ARRAYS = tuple(f.name for f in fields(Batch) if f.type is np.ndarray)
 
 SCHEMA = pa.schema(
@@ -228,6 +230,7 @@ def _dataset(plan: BatchPlan, begin: int, end: int, config: StreamConfig) -> ray
     context = quiet_context()
     context.target_max_block_size = config.block_bytes
     context.execution_options.preserve_order = True
+    context.custom_execution_callback_classes = [cast(Any, Paced)]  # Ray exports no base class
     context.execution_options.resource_limits = ray.data.ExecutionResources(
         cpu=config.num_cpus * config.num_readers, object_store_memory=config.buffer_bytes
     )
@@ -241,6 +244,32 @@ def _dataset(plan: BatchPlan, begin: int, end: int, config: StreamConfig) -> ray
             num_cpus=config.num_cpus,
             concurrency=config.num_readers,
         )
+
+
+class Paced:
+    """Callback of Ray Data: one turn of a Dataset's scheduling loop takes `TURN_S` at least.
+
+    The loop is a thread of the process that consumes. While blocks are ready for which the buffer
+    has no room it turns without waiting and keeps the interpreter's lock, for which every operator
+    of a training step must then wait: the steps of a small model took three times as long.
+    """
+
+    def __init__(self) -> None:
+        self._turned = 0.0
+
+    def on_execution_step(self, executor: object) -> None:
+        """Sleeps for what is left of the turn."""
+        time.sleep(max(0.0, self._turned + TURN_S - time.perf_counter()))
+        self._turned = time.perf_counter()
+
+    def before_execution_starts(self, executor: object) -> None:
+        """Nothing is to be done."""
+
+    def after_execution_succeeds(self, executor: object) -> None:
+        """Nothing is to be done."""
+
+    def after_execution_fails(self, executor: object, error: Exception) -> None:
+        """Nothing is to be done."""
 
 
 class RangeReader:
