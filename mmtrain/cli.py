@@ -15,6 +15,7 @@ import typer
 from pydantic import ValidationError
 from rich.table import Table
 
+from mmtrain.commands import jobs
 from mmtrain.commands.options import (
     Address,
     AsJson,
@@ -311,6 +312,13 @@ def export(
         model, out=out, graphs=onnx, tasks=tuple(task or ()), tracking_uri=tracking
     )
     print_exported(files, out=out, console=console, as_json=as_json)
+
+
+# what follows the command's name is another command's own
+app.command(
+    "submit", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
+)(jobs.submit)
+app.add_typer(jobs.jobs, name="jobs")
 
 
 def _names(text: str | None) -> tuple[str, ...]:
