@@ -155,6 +155,30 @@ def bundle_task(task: Task, *, spec: TaskSpec) -> BundleTask:
     )
 
 
+def lineage_tags(bundle: Bundle) -> dict[str, str]:
+    """Where a version comes from, as tags."""
+    lineage = bundle.card.lineage
+    tags = {
+        "bundle_digest": bundle.digest,
+        "recipe": lineage.recipe,
+        "recipe_digest": lineage.recipe_digest,
+        "code_version": lineage.code_version,
+        "step": str(lineage.step),
+        "tasks": ",".join(bundle.card.tasks),
+    }
+    if lineage.run_id:
+        tags["training_run_id"] = lineage.run_id
+    if lineage.init_from:
+        tags["init_from"] = lineage.init_from
+    if lineage.parent:
+        tags["parent_digest"] = lineage.parent.digest
+        tags["parent_tasks"] = ",".join(lineage.parent.tasks)
+        if lineage.parent.version:
+            tags["parent_version"] = lineage.parent.version
+    tags |= lineage.facts
+    return tags | {f"corpus.{task}": digest for task, digest in lineage.corpora.items()}
+
+
 @cache
 def code_version() -> str:
     """Version of the packages with a digest of their sources, e.g. "0.1.0+3fd2a90c11ab"."""

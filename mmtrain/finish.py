@@ -17,7 +17,7 @@ from mmtrain.export import code_version, load_card
 from mmtrain.model_registry import ModelVersion, RegistryError
 from mmtrain.recipe import Recipe
 from mmtrain.report import Run, write_report
-from mmtrain.results import RESULTS_FILE, Results, run_results, write_results
+from mmtrain.results import RESULTS_FILE, Results, run_results, to_metrics, write_results
 from mmtrain.runlog import (
     GRADIENTS,
     KEPT,
@@ -71,14 +71,17 @@ def finish_run(
     tradeoff = _measure_tradeoff(run, recipe, data_dir=data_dir)
     times = {**times, "evaluation": time.monotonic() - began}
     tracker = Tracker.open(tracking, out=run.out, name=recipe.name, resume=True)
-    version = _register(run, recipe, uri=tracker.uri, console=console)
+    metrics = to_metrics(results)
+    tracker.log_metrics(metrics, step=results.step)
+    tracker.flush(timeout_s=10)
+    version = _register(run, recipe, uri=tracker.uri, metrics=metrics, console=console)
     report = run.out / REPORT
     story = replace(
         _story(run, recipe, times=times, version=version),
         tradeoff={name: (point.operations, point.score) for name, point in tradeoff.items()},
     )
     write_report(results, run=story, path=report)
-    _tell(tracker, results, story=story, report=report)
+    _tell(tracker, story=story, report=report)
     tracker.close(status="FINISHED")
     return Finished(results, report, version, times)
 
@@ -106,11 +109,16 @@ def evaluate_in_parallel(bundle: Path, *, data_dir: Path, tasks: tuple[str, ...]
 
 
 def _register(
-    run: TrainedRun, recipe: Recipe, *, uri: str, console: Console
+    run: TrainedRun,
+    recipe: Recipe,
+    *,
+    uri: str,
+    metrics: Mapping[str, float],
+    console: Console,
 ) -> ModelVersion | None:
     try:
         return model_registry.register(
-            run.bundle, name=recipe.name, tracking_uri=uri, run_id=run.run_id
+            run.bundle, name=recipe.name, tracking_uri=uri, run_id=run.run_id, metrics=metrics
         )
     except RegistryError as error:  # the run is whole without it
         console.print(f"not registered: {error}", style="yellow", markup=False)
@@ -158,15 +166,8 @@ def _story(
     )
 
 
-def _tell(tracker: Tracker, results: Results, *, story: Run, report: Path) -> None:
-    """Scores, figures and the report to MLflow."""
-    scores = {
-        f"{split.split}/{name}/{score.metric}": score.value
-        for name, task in results.tasks.items()
-        for split in task.splits
-        for score in split.scores
-    }
-    tracker.log_metrics(scores, step=results.step)
+def _tell(tracker: Tracker, *, story: Run, report: Path) -> None:
+    """Figures and the report to MLflow."""
     tracker.log_figure(figures.curves_figure(story.curves), name="figures/losses.png")
     for layer, rows in story.routing.items():
         figure = figures.routing_figure(rows, tasks=story.routing_tasks)

@@ -1,57 +1,38 @@
 """The registry: bundles as versions of a named model in MLflow, each with its lineage.
 
-A version is MLflow's "model from code": the bundle and the sources that made it, no pickle. It
-loads in a process that has the packages of `REQUIREMENTS` and nothing of ours installed, since the
-sources of `mmtrain` and `pipelines` travel with it (`code_paths`) and come first on the path.
-
-As a pyfunc it takes a table with columns `task` and `input` (text, or base64 of the file's bytes
-for any other modality) and gives one with `text`, `log_prob` (nan where there is none), `scores`,
-`labels` and `values` (JSON), `tree` and `mask` (base64 of a PNG file).
+A version's files (`served_model.py`) are a LoggedModel of the experiment, which also holds what was
+measured of it, named as in `results.to_metrics`, and leads to the run that made it. Runs are always
+named by their id, never the thread's own.
 """
 
-import base64
-import binascii
-import importlib.metadata
 import json
 import logging
 import re
-import shutil
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import mlflow.artifacts
-import mlflow.pyfunc
-import numpy as np
-import pandas as pd
 from mlflow import MlflowClient
+from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
 from mlflow.exceptions import MlflowException
-from mlflow.models import ModelSignature, set_model
-from mlflow.pyfunc.model import PythonModel, PythonModelContext
-from mlflow.types import ColSpec, DataType, Schema
+from mlflow.models import Model
 
-import mmtrain
-import pipelines
-from mmtrain.export import Bundle, load_bundle
+from mmtrain.export import Bundle, lineage_tags, load_bundle
 from mmtrain.mlflow_settings import bounded
-from mmtrain.predictor import PredictionError, Predictor
-from mmtrain.pyfunc_example import input_example
+from mmtrain.served_model import ARTIFACT, save_pyfunc
 from mmtrain.tracking import find_experiment
 from pipelines.errors import MMTrainError
 
 logger = logging.getLogger(__name__)
 
-REQUIREMENTS = (
-    "av", "jiwer", "librosa", "mlflow", "numpy", "pandas", "pillow", "pydantic", "safetensors",
-    "soundfile", "soxr", "tokenizers", "torch",
-)  # fmt: skip
 CANDIDATE = "candidate"
 _TIMEOUT_S, _MAX_RETRIES = 60, 2  # one request may carry all of the weights
-_COLUMNS = ("text", "log_prob", "scores", "tree", "labels", "values", "mask")
-_ARTIFACT = "bundle"  # name of the bundle among the version's artifacts
+_MAX_POINTS = 1000  # metrics in a request: mlflow.utils.validation
 
 
 class RegistryError(MMTrainError):
@@ -83,6 +64,7 @@ def register(
     run_id: str | None = None,
     experiment: str = "mmtrain",
     alias: str = CANDIDATE,
+    metrics: Mapping[str, float] | None = None,
 ) -> ModelVersion:
     """Registers a bundle as the next version of a model and moves the alias to it.
 
@@ -94,27 +76,97 @@ def register(
             run of its own is made.
         experiment: experiment of a run that has to be made.
         alias: letters, digits, "_" and "-"; MLflow keeps "latest" for itself.
+        metrics: what was measured of the bundle, named as `results.to_metrics` names it; None:
+            nothing was.
 
     Raises:
         BundleError: the bundle is incomplete or changed.
-        RegistryError: MLflow cannot be reached or refuses.
+        RegistryError: MLflow cannot be reached or refuses, or the name is none.
     """
+    check_name(name)
     bundle = load_bundle(folder)
     client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
     tags = lineage_tags(bundle)
-    try:
-        with bounded(_TIMEOUT_S, max_retries=_MAX_RETRIES):
-            run_id = run_id or bundle.card.lineage.run_id or _own_run(client, experiment, name)
-            source = _upload(client, folder, bundle=bundle, run_id=run_id)
-            _ensure_model(client, name)
-            made = client.create_model_version(
-                name, source=source, run_id=run_id, tags=tags, await_creation_for=0
-            )
-            client.set_registered_model_alias(name, alias, made.version)
-    except MlflowException as error:
-        raise RegistryError(f"cannot register {name} at {tracking_uri}: {error.message}") from None
+    with calling(f"cannot register {name} at {tracking_uri}"):
+        asked = run_id or bundle.card.lineage.run_id
+        run_id = _known_run(client, asked) or _own_run(client, experiment, name)
+        model = _upload(client, folder, bundle=bundle, run_id=run_id)
+        _ensure_model(client, name)
+        made = client.create_model_version(
+            name, source=model.artifact_location, run_id=run_id, tags=tags,
+            await_creation_for=0, model_id=model.model_id,
+        )  # fmt: skip
+        link = json.dumps([{"name": name, "version": int(made.version)}])
+        client.set_logged_model_tags(model.model_id, {"mlflow.modelVersions": link})
+        client.set_registered_model_alias(name, alias, made.version)
+        if metrics:
+            its_run = None if bundle.card.lineage.parent else run_id
+            _link(client, model, metrics, step=bundle.card.lineage.step, run_id=its_run)
     logger.info("registered %s as version %s of %s, alias %s", folder, made.version, name, alias)
     return ModelVersion(name, str(made.version), (alias,), tags)
+
+
+def record(uri: str, metrics: Mapping[str, float], *, tracking_uri: str) -> None:
+    """Keeps with a registered version what was measured of it later, in a run of its own.
+
+    Args:
+        uri: models:/NAME/VERSION or models:/NAME@ALIAS.
+        metrics: named as `results.to_metrics` names them.
+        tracking_uri: MLflow's URI.
+
+    Raises:
+        RegistryError: there is no such version, or it was registered without a LoggedModel.
+    """
+    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+    with calling(f"cannot record metrics of {uri} at {tracking_uri}"):
+        name, version = _name_and_version(uri, tracking_uri=tracking_uri)
+        found = client.get_model_version(name, version)
+        if not (model_id := logged_model_id(found.source)):
+            raise RegistryError(f"{uri} has no LoggedModel to hold metrics; register it again")
+        step = int(found.tags.get("step", 0))
+        _link(client, client.get_logged_model(model_id), metrics, step=step, run_id=None)
+
+
+def logged_model_id(source: str | None) -> str | None:
+    """The LoggedModel that a version's files belong to; None: it was registered without one."""
+    found = re.search(r"/models/(m-[0-9a-f]{32})/artifacts", source or "")
+    return found[1] if found else None
+
+
+@contextmanager
+def calling(
+    doing: str, *, remedy: str = "", timeout_s: int = _TIMEOUT_S, max_retries: int = _MAX_RETRIES
+) -> Iterator[None]:
+    """Calls of MLflow, bounded in time, whose failure is the user's error in one line.
+
+    Args:
+        doing: what cannot be done then; opens the message.
+        remedy: ends it.
+        timeout_s: longest wait for one answer.
+        max_retries: further attempts.
+
+    Raises:
+        RegistryError: MLflow cannot be reached or refuses.
+    """
+    try:
+        with bounded(timeout_s, max_retries=max_retries):
+            yield
+    except (MlflowException, OSError) as error:
+        said = str(getattr(error, "message", error)).strip().splitlines()[0]
+        raise RegistryError(f"{doing}: {said}{'; ' + remedy if remedy else ''}") from None
+
+
+def check_name(name: str) -> None:
+    """Refuses what cannot name a registered model, above all what reads as a path.
+
+    Raises:
+        RegistryError: says what can.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_. -]{0,127}", name) or ".." in name:
+        raise RegistryError(
+            f"{name!r} cannot name a model: letters, digits, '_', '-', '.' and spaces, "
+            "128 at most, beginning with one of the first three"
+        )
 
 
 def get_version(name: str, *, tracking_uri: str, alias: str = CANDIDATE) -> ModelVersion:
@@ -124,13 +176,8 @@ def get_version(name: str, *, tracking_uri: str, alias: str = CANDIDATE) -> Mode
         RegistryError: no such model or alias.
     """
     client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
-    try:
-        with bounded(_TIMEOUT_S, max_retries=_MAX_RETRIES):
-            found = client.get_model_version_by_alias(name, alias)
-    except MlflowException as error:
-        raise RegistryError(
-            f"no models:/{name}@{alias} at {tracking_uri}: {error.message}"
-        ) from None
+    with calling(f"no models:/{name}@{alias} at {tracking_uri}"):
+        found = client.get_model_version_by_alias(name, alias)
     return ModelVersion(name, str(found.version), tuple(found.aliases) or (alias,), found.tags)
 
 
@@ -144,23 +191,27 @@ def download_bundle(uri: str, *, tracking_uri: str | None = None) -> Bundle:
     Raises:
         RegistryError: no such version, or it was not registered by `register`.
     """
-    tracking_uri = tracking_uri or mlflow.get_tracking_uri()
     with tempfile.TemporaryDirectory() as temporary:
-        try:
-            with bounded(_TIMEOUT_S, max_retries=_MAX_RETRIES):
-                source = _download_uri(uri, tracking_uri=tracking_uri)
-                model = mlflow.artifacts.download_artifacts(
-                    source, dst_path=temporary, tracking_uri=tracking_uri
-                )
-        except MlflowException as error:
-            raise RegistryError(
-                f"cannot load {uri} from {tracking_uri}: {error.message}; set MLFLOW_TRACKING_URI "
-                "to the registry, or give a run or bundle folder"
-            ) from None
-        folder = Path(model) / "artifacts" / _ARTIFACT
-        if not folder.is_dir():
-            raise RegistryError(f"{uri} holds no bundle of ours; register it with `register`")
-        return load_bundle(folder)
+        return load_bundle(fetch(uri, folder=Path(temporary), tracking_uri=tracking_uri))
+
+
+def fetch(uri: str, *, folder: Path, tracking_uri: str | None = None) -> Path:
+    """Downloads the files of a version into a folder; the bundle's place in it, not yet checked.
+
+    Raises:
+        RegistryError: no such version, or it was not registered by `register`.
+    """
+    tracking_uri = tracking_uri or mlflow.get_tracking_uri()
+    remedy = "set MLFLOW_TRACKING_URI to the registry, or give a run or bundle folder"
+    with calling(f"cannot load {uri} from {tracking_uri}", remedy=remedy):
+        source = _download_uri(uri, tracking_uri=tracking_uri)
+        model = mlflow.artifacts.download_artifacts(
+            source, dst_path=str(folder), tracking_uri=tracking_uri
+        )
+    bundle = Path(model) / "artifacts" / ARTIFACT
+    if not bundle.is_dir():
+        raise RegistryError(f"{uri} holds no bundle of ours; register it with `register`")
+    return bundle
 
 
 def _download_uri(uri: str, *, tracking_uri: str) -> str:
@@ -188,25 +239,17 @@ def fixed_uri(uri: str, *, tracking_uri: str | None = None) -> str:
         RegistryError: there is no such version.
     """
     tracking_uri = tracking_uri or mlflow.get_tracking_uri()
-    try:
-        with bounded(_TIMEOUT_S, max_retries=_MAX_RETRIES):
-            name, version = _name_and_version(uri, tracking_uri=tracking_uri)
-    except MlflowException as error:
-        raise RegistryError(
-            f"no {uri} at {tracking_uri}: {error.message}; give --tracking, or set "
-            "MLFLOW_TRACKING_URI to the registry"
-        ) from None
+    remedy = "give --tracking, or set MLFLOW_TRACKING_URI to the registry"
+    with calling(f"no {uri} at {tracking_uri}", remedy=remedy):
+        name, version = _name_and_version(uri, tracking_uri=tracking_uri)
     return f"models:/{name}/{version}"
 
 
 def find_registered(digest: str, *, tracking_uri: str) -> str | None:
     """`models:/NAME/VERSION` of the newest version of a bundle of that digest; None: no version."""
     client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
-    try:
-        with bounded(_TIMEOUT_S, max_retries=_MAX_RETRIES):
-            found = client.search_model_versions(f"tags.bundle_digest = '{digest}'")
-    except MlflowException as error:
-        raise RegistryError(f"cannot search {tracking_uri}: {error.message}") from None
+    with calling(f"cannot search {tracking_uri}"):
+        found = client.search_model_versions(f"tags.bundle_digest = '{digest}'")
     newest = max(found, key=lambda version: version.creation_timestamp, default=None)
     return f"models:/{newest.name}/{newest.version}" if newest else None
 
@@ -218,15 +261,12 @@ def find_parts(digest: str, *, tracking_uri: str) -> list[ModelVersion]:
         RegistryError: MLflow cannot be reached.
     """
     client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
-    try:
-        with bounded(_TIMEOUT_S, max_retries=_MAX_RETRIES):
-            found = client.search_model_versions(f"tags.parent_digest = '{digest}'")
-            aliases = {
-                name: client.get_registered_model(name).aliases
-                for name in {version.name for version in found}
-            }
-    except MlflowException as error:
-        raise RegistryError(f"cannot search {tracking_uri}: {error.message}") from None
+    with calling(f"cannot search {tracking_uri}"):
+        found = client.search_model_versions(f"tags.parent_digest = '{digest}'")
+        aliases = {
+            name: client.get_registered_model(name).aliases
+            for name in {version.name for version in found}
+        }
     return [
         ModelVersion(
             version.name,
@@ -245,41 +285,27 @@ def download_recipe(bundle: Bundle, *, tracking_uri: str | None = None) -> str |
     tracking_uri = tracking_uri or mlflow.get_tracking_uri()
     with tempfile.TemporaryDirectory() as temporary:
         try:
-            with bounded(_TIMEOUT_S, max_retries=_MAX_RETRIES):
+            with calling(f"run {run_id} at {tracking_uri} has no recipe.json"):
                 path = mlflow.artifacts.download_artifacts(
                     run_id=run_id,
                     artifact_path="recipe.json",
                     dst_path=temporary,
                     tracking_uri=tracking_uri,
                 )
-        except (MlflowException, OSError) as error:
-            logger.warning("run %s at %s has no recipe.json: %s", run_id, tracking_uri, error)
+        except RegistryError as error:
+            logger.warning("%s", error)
             return None
         return Path(path).read_text(encoding="utf-8")
 
 
-def lineage_tags(bundle: Bundle) -> dict[str, str]:
-    """Where a version comes from, as tags."""
-    lineage = bundle.card.lineage
-    tags = {
-        "bundle_digest": bundle.digest,
-        "recipe": lineage.recipe,
-        "recipe_digest": lineage.recipe_digest,
-        "code_version": lineage.code_version,
-        "step": str(lineage.step),
-        "tasks": ",".join(bundle.card.tasks),
-    }
-    if lineage.run_id:
-        tags["training_run_id"] = lineage.run_id
-    if lineage.init_from:
-        tags["init_from"] = lineage.init_from
-    if lineage.parent:
-        tags["parent_digest"] = lineage.parent.digest
-        tags["parent_tasks"] = ",".join(lineage.parent.tasks)
-        if lineage.parent.version:
-            tags["parent_version"] = lineage.parent.version
-    tags |= lineage.facts
-    return tags | {f"corpus.{task}": digest for task, digest in lineage.corpora.items()}
+def _known_run(client: MlflowClient, run_id: str | None) -> str | None:
+    """The run if this MLflow has it: a bundle may be registered elsewhere than it was trained."""
+    try:
+        return client.get_run(run_id).info.run_id if run_id else None
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return None
 
 
 def _own_run(client: MlflowClient, experiment: str, name: str) -> str:
@@ -296,95 +322,76 @@ def _ensure_model(client: MlflowClient, name: str) -> None:
             raise
 
 
-def _upload(client: MlflowClient, folder: Path, *, bundle: Bundle, run_id: str) -> str:
-    """Writes the pyfunc, sends it to the run's artifacts; the URI of what was sent."""
+def _upload(client: MlflowClient, folder: Path, *, bundle: Bundle, run_id: str) -> LoggedModel:
+    """Writes the pyfunc and sends it as a LoggedModel, an output of the run."""
+    run = client.get_run(run_id)
+    card = bundle.card
+    model = client.create_logged_model(
+        run.info.experiment_id,
+        name=f"model-{bundle.digest[:12]}",
+        source_run_id=run_id,
+        tags={"bundle_digest": bundle.digest},
+        params=_facts(bundle),
+        model_type=type(card.model.body).__module__.rpartition(".")[2],
+    )
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "model"
-        mlflow.pyfunc.save_model(
-            str(path),
-            python_model=str(Path(__file__).with_name("serve_model.py")),
-            artifacts={_ARTIFACT: str(folder.resolve())},
-            code_paths=[str(code) for code in _sources(Path(temporary))],
-            signature=signature(),
-            input_example=input_example(bundle),
-            pip_requirements=[_pinned(package) for package in REQUIREMENTS],
-            metadata={"bundle_digest": bundle.digest},
+        save_pyfunc(
+            path, bundle, folder=folder, origin=Model(run_id=run_id, model_id=model.model_id)
         )
-        place = f"model-{bundle.digest[:12]}"
-        client.log_artifacts(run_id, str(path), place)
-    return f"{client.get_run(run_id).info.artifact_uri}/{place}"
+        client.log_model_artifacts(model.model_id, str(path))
+    client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=card.lineage.step)])
+    return client.finalize_logged_model(model.model_id, "READY")
 
 
-def _sources(temporary: Path) -> list[Path]:
-    """Copies of both packages without what Python compiled."""
-    copies = []
-    for package in (mmtrain, pipelines):
-        folder = Path(package.__path__[0])
-        copy = temporary / "code" / folder.name
-        shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("__pycache__"))
-        copies.append(copy)
-    return copies
+def _facts(bundle: Bundle) -> dict[str, str]:
+    """What a LoggedModel's page shows of the bundle's size."""
+    return {
+        "num_parameters": str(bundle.card.num_parameters),
+        "num_bytes": str(sum(file.num_bytes for file in bundle.card.files.values())),
+        "tasks": ",".join(bundle.card.tasks),
+        "step": str(bundle.card.lineage.step),
+    }
 
 
-def _pinned(package: str) -> str:
-    version = importlib.metadata.version(package).split("+")[0]  # "2.13.0+cpu" is on no index
-    return f"{package}=={version}"
+def _link(
+    client: MlflowClient,
+    model: LoggedModel,
+    metrics: Mapping[str, float],
+    *,
+    step: int,
+    run_id: str | None,
+) -> None:
+    """Metrics to the LoggedModel. MLflow keeps them in a run too: one of their own, or the run's,
+    where a value that is there already keeps its time and so is not there twice.
+    """
+    own = run_id is None
+    if own:
+        made = client.create_run(
+            model.experiment_id,
+            tags={"mlflow.parentRunId": model.source_run_id} if model.source_run_id else None,
+            run_name=f"measure {model.name}",
+        )
+        run_id = made.info.run_id
+    known = {} if own else _times(client, run_id, metrics, step=step)
+    now = time.time_ns() // 1_000_000
+    points = [
+        Metric(key, value, known.get((key, value), now), step, model_id=model.model_id)
+        for key, value in metrics.items()
+    ]
+    for start in range(0, len(points), _MAX_POINTS):
+        client.log_batch(run_id, metrics=points[start : start + _MAX_POINTS], synchronous=True)
+    if own:
+        client.set_terminated(run_id)
 
 
-def signature() -> ModelSignature:
-    """Columns of the pyfunc's input and output tables."""
-
-    def text(name: str, *, required: bool = True) -> ColSpec:
-        return ColSpec(DataType.string, name, required=required)
-
-    outputs = [ColSpec(DataType.double, "log_prob")]
-    outputs += [text(name) for name in ("text", "scores", "labels", "values")]
-    outputs += [text(name, required=False) for name in ("tree", "mask")]
-    return ModelSignature(
-        inputs=Schema([text("task"), text("input")]),
-        outputs=Schema(sorted(outputs, key=lambda column: _COLUMNS.index(str(column.name)))),
-    )
-
-
-class ServedModel(PythonModel):
-    """The pyfunc of a bundle; MLflow calls its two methods."""
-
-    def load_context(self, context: PythonModelContext) -> None:
-        """Loads the bundle among the version's artifacts."""
-        self._predictor = Predictor.load(context.artifacts[_ARTIFACT])
-
-    def predict(  # pyright: ignore[reportIncompatibleMethodOverride]  # MLflow's has no result type
-        self,
-        context: PythonModelContext,
-        model_input: pd.DataFrame,
-        params: dict[str, Any] | None = None,  # Any: MLflow's own signature
-    ) -> pd.DataFrame:
-        """Answers row by row, in the rows' order; rows of one task are answered together."""
-        answers: list[dict[str, object]] = [{} for _ in range(len(model_input))]
-        positions = np.arange(len(model_input))
-        for task, rows in model_input.assign(row=positions).groupby("task", sort=True):
-            values = [self._value(str(task), str(value)) for value in rows["input"]]
-            predictions = self._predictor.predict(str(task), values)
-            for row, prediction in zip(rows["row"], predictions, strict=True):
-                said = prediction.to_dict()
-                answers[row] = said | {
-                    "log_prob": np.nan if said["log_prob"] is None else said["log_prob"],
-                    **{name: json.dumps(said[name]) for name in ("scores", "labels", "values")},
-                }
-        return pd.DataFrame(answers, columns=list(_COLUMNS))
-
-    def _value(self, task: str, value: str) -> str | bytes:
-        """Text as it is, other inputs from base64: a server reads no files of the caller's name."""
-        if self._predictor.task(task).inputs.modality == "text":
-            return value
-        try:
-            return base64.b64decode(value, validate=True)
-        except binascii.Error as error:
-            raise PredictionError(
-                f"{value[:40]!r}, as input of {task}: not base64 ({error}); send the file's bytes"
-            ) from None
-
-
-def serve() -> None:
-    """Names the pyfunc to MLflow, which runs `serve_model.py` to find it."""
-    set_model(ServedModel())
+def _times(
+    client: MlflowClient, run_id: str, metrics: Mapping[str, float], *, step: int
+) -> dict[tuple[str, float], int]:
+    """When values of a step were told to the run, by metric and value."""
+    return {
+        (key, point.value): point.timestamp
+        for key in metrics
+        for point in client.get_metric_history(run_id, key)
+        if point.step == step
+    }

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pipelines.errors import MMTrainError, first_problem
 
 RESULTS_FILE = "results.json"
+BASELINE = "baseline"  # in place of the split, in names of metrics
 
 
 class ResultsError(MMTrainError):
@@ -143,6 +144,18 @@ def run_results(
         evaluation_seconds=sum(split.seconds for split in splits),
     )
     return Results(name=name, step=step, tasks=dict(tasks), totals=totals)
+
+
+def to_metrics(results: Results) -> dict[str, float]:
+    """Scores and trivial baselines by name, e.g. "test/parsing/exact", "baseline/parsing/exact"."""
+    metrics = {}
+    for name, task in results.tasks.items():
+        for split in task.splits:
+            for score in split.scores:
+                metrics[f"{split.split}/{name}/{score.metric}"] = score.value
+                if split is task.splits[0]:
+                    metrics[f"{BASELINE}/{name}/{score.metric}"] = score.baseline
+    return metrics
 
 
 def write_results(results: Results, *, path: Path) -> None:

@@ -1,5 +1,5 @@
-"""The file that MLflow runs to load a registered bundle ("models from code"); see the registry."""
+"""The file that MLflow runs to load a registered bundle ("models from code"); see there."""
 
-from mmtrain.model_registry import serve
+from mmtrain.served_model import serve
 
 serve()

@@ -16,7 +16,10 @@ WALLS = {
         "mmtrain/jobs.py", "mmtrain/batch_predict.py",
     },
     "deepspeed": {"mmtrain/engines/deepspeed.py"},
-    "mlflow": {"mmtrain/tracking.py", "mmtrain/model_registry.py", "mmtrain/model_versions.py"},
+    "mlflow": {
+        "mmtrain/tracking.py", "mmtrain/model_registry.py", "mmtrain/model_versions.py",
+        "mmtrain/served_model.py",
+    },
 }  # fmt: skip
 
 

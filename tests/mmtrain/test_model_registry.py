@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -11,15 +12,18 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from mmtrain.export import load_bundle
+from mmtrain.export import BundleError, load_bundle
 from mmtrain.model_registry import (
     ModelVersion,
     RegistryError,
     get_version,
-    input_example,
+    logged_model_id,
+    record,
     register,
 )
 from mmtrain.predictor import Predictor
+from mmtrain.pyfunc_example import input_example
+from mmtrain.tracking import Tracker, TrackingConfig
 from tests.mmtrain.example_bundle import LINEAGE, example_bundle
 from tests.mmtrain.example_corpus import SENTENCES, shade
 
@@ -45,9 +49,12 @@ def uri(folder: Path) -> str:
     return f"sqlite:///{folder.parent / 'mlruns.db'}"
 
 
+METRICS = {"test/names/bleu": 12.5, "baseline/names/bleu": 2.5}
+
+
 @pytest.fixture(scope="module")
 def version(folder: Path, uri: str) -> ModelVersion:
-    return register(folder, name="tiny", tracking_uri=uri)
+    return register(folder, name="tiny", tracking_uri=uri, metrics=METRICS)
 
 
 def test_a_version_has_its_alias_and_lineage(version: ModelVersion, uri: str, folder: Path):
@@ -64,6 +71,70 @@ def test_a_version_has_its_alias_and_lineage(version: ModelVersion, uri: str, fo
     }
     run_id = MlflowClient(tracking_uri=uri).get_model_version("tiny", "1").run_id
     assert run_id
+
+
+def test_its_files_are_a_logged_model_of_the_run_with_what_was_measured(
+    version: ModelVersion, uri: str, folder: Path
+):
+    client = MlflowClient(tracking_uri=uri)
+    found = client.get_model_version("tiny", version.version)
+    model = client.get_logged_model(logged_model_id(found.source) or "")
+    assert model.status == "READY"
+    assert model.source_run_id == found.run_id
+    assert model.params["num_parameters"] == str(load_bundle(folder).card.num_parameters)
+    assert {metric.key: metric.value for metric in model.metrics or []} == METRICS
+    assert {metric.step for metric in model.metrics or []} == {7}
+    run = client.get_run(found.run_id or "")
+    assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
+    assert found.current_stage == "None"
+    assert list(Path(found.source.removeprefix("file://")).rglob("*.pkl")) == []
+
+
+def test_metrics_that_the_run_has_already_are_not_there_twice(
+    tmp_path: Path, uri: str, folder: Path
+):
+    config = TrackingConfig(uri=uri, interval_s=0.05)
+    with Tracker.open(config, out=tmp_path, name="measured") as tracker:
+        tracker.log_metrics(METRICS, step=7)
+        assert tracker.flush()
+        register(folder, name="told", tracking_uri=uri, run_id=tracker.run_id, metrics=METRICS)
+    client = MlflowClient(tracking_uri=uri)
+    points = client.get_metric_history(tracker.run_id or "", "test/names/bleu")
+    assert [(point.step, point.value) for point in points] == [(7, 12.5)]
+
+
+def test_what_is_measured_later_is_recorded_with_the_version(uri: str, folder: Path):
+    made = register(folder, name="late", tracking_uri=uri)
+    record(made.uri, {"test/names/bleu": 50.0}, tracking_uri=uri)
+    client = MlflowClient(tracking_uri=uri)
+    found = client.get_model_version("late", made.version)
+    model = client.get_logged_model(logged_model_id(found.source) or "")
+    assert {metric.key: metric.value for metric in model.metrics or []} == {"test/names/bleu": 50.0}
+    run = client.get_run((model.metrics or [])[0].run_id or "")
+    assert run.data.tags["mlflow.parentRunId"] == found.run_id
+
+
+def test_a_bundle_of_a_run_of_another_store_is_registered_with_a_run_of_its_own(
+    tmp_path: Path, uri: str, folder: Path
+):
+    made = register(folder, name="moved", tracking_uri=uri, run_id="0" * 32)
+    found = MlflowClient(tracking_uri=uri).get_model_version("moved", made.version)
+    assert found.run_id != "0" * 32
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "..", "", "a:b", "-x", "x\n", "a" * 200])
+def test_a_name_that_reads_as_a_path_is_refused(folder: Path, uri: str, name: str):
+    with pytest.raises(RegistryError, match="cannot name a model"):
+        register(folder, name=name, tracking_uri=uri)
+
+
+def test_a_damaged_bundle_is_not_registered(tmp_path: Path, folder: Path, uri: str):
+    copy = shutil.copytree(folder, tmp_path / "bundle")
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    with pytest.raises(BundleError, match="changed since it was written"):
+        register(copy, name="damaged", tracking_uri=uri)
 
 
 def test_a_fresh_process_predicts_the_same(version: ModelVersion, uri: str, folder: Path):
