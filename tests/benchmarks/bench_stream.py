@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from mmtrain.recipe import load_recipe
 from pipelines.batch import Batch
 from pipelines.build import build, start_ray
 from pipelines.modalities.text import TextFeature
@@ -37,7 +38,6 @@ from pipelines.shards import (
 )
 from pipelines.stream import StreamConfig, assemble, read_batches, stream
 from pipelines.task import Source, Task
-from pipelines.tasks import shipped_tasks
 from pipelines.writer import ShardWriter
 
 NUM_STEPS = 2_400
@@ -96,7 +96,7 @@ def checksum(batch: Batch) -> int:
 
 def compare_rates(data_dir: Path) -> None:
     """Interleaved repeats; both give the same examples."""
-    tasks = shipped_tasks()
+    tasks = load_recipe("quickstart").tasks
     build(list(tasks.values()), data_dir=data_dir)
     manifests = {n: open_task(t, split="train", data_dir=data_dir) for n, t in tasks.items()}
     plan = Plan(manifests, ScheduleConfig(name="alternating"), num_steps=NUM_STEPS)
