@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -5,7 +7,15 @@ import pytest
 from pipelines.plan import Plan, SequentialPlan
 from pipelines.schedule import ScheduleConfig
 from pipelines.shards import Manifest
-from pipelines.stream import ARRAYS, SCHEMA, from_table, read_batches, to_row
+from pipelines.stream import (
+    ARRAYS,
+    SCHEMA,
+    TURN_S,
+    Paced,
+    from_table,
+    read_batches,
+    to_row,
+)
 from tests.pipelines.toy_corpus import build_toy
 
 LENGTHS = [1 + (7 * i) % 9 for i in range(37)]
@@ -82,3 +92,10 @@ def test_batch_of_no_rows_crosses_the_table(manifest):
     last = list(read_batches(plan))[-1]
     (again,) = from_table(pa.Table.from_pylist([to_row(last)], SCHEMA))
     assert same(again, last)
+
+
+def test_a_turn_of_the_scheduling_loop_gives_the_interpreter_back():
+    paced, began = Paced(), time.perf_counter()
+    for _ in range(4):
+        paced.on_execution_step(object())
+    assert time.perf_counter() - began >= 3 * TURN_S
