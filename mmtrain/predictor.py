@@ -28,6 +28,8 @@ from pipelines.modalities import Feature
 from pipelines.modalities.tree import delinearise, to_brackets
 from pipelines.vocabulary import Vocabulary
 
+_MAX_PARTS = 8  # cut models kept in memory
+
 
 class PredictionError(MMTrainError):
     """A value cannot be predicted from; names it and says why."""
@@ -174,7 +176,8 @@ class Predictor:
     ) -> "Predictor":
         """A predictor of the smaller model that these subtasks need, cut in memory.
 
-        Each subset is cut once, then kept: going back to it takes no time.
+        A subset is cut once, then kept, the last few that were asked for: going back to one of
+        them takes no time.
 
         Args:
             subtasks: basis subtasks that the model was trained with; none: those of `classes`.
@@ -191,15 +194,18 @@ class Predictor:
         if self._pruner is None:
             self._pruner = Pruner(self.bundle, model=self.model)
         subset = self._pruner.subset(subtasks, classes=classes)
-        if subset.key not in self._parts:
+        part = self._parts.pop(subset.key, None)
+        if part is None:
             model = self._pruner.cut(subset)
             part = Predictor(
                 self._pruner.part(model, subset=subset), device=str(self.device), model=model
             )
             batches = part.unlabelled_batches(unlabelled or {})
             recalibrate(model, batches, num_batches=len(batches))
-            self._parts[subset.key] = part
-        return self._parts[subset.key]
+        self._parts[subset.key] = part
+        if len(self._parts) > _MAX_PARTS:
+            self._parts.pop(next(iter(self._parts)))
+        return part
 
     def unlabelled_batches(
         self, values: Mapping[str, Sequence[str | bytes | Path]], *, batch_size: int = 32
@@ -242,21 +248,45 @@ class Predictor:
     ) -> list[dict[str, Prediction]]:
         """Each value's answers of all `tasks`; a pass through the body for each input feature."""
         answers: list[dict[str, Prediction]] = [{} for _ in values]
-        for alike in self._with_same_inputs(tasks):
+        for alike in self.tasks_with_same_inputs(tasks):
             arrays = [self._array(value, task=alike[0]) for value in values]
+            names = [task.spec.name for task in alike]
             for start in range(0, len(arrays), batch_size):
-                rows = range(start, min(start + batch_size, len(arrays)))
-                with torch.inference_mode():
-                    encoded = self.encode(alike[0].spec.name, [arrays[row] for row in rows])
-                    for task in alike:
-                        said = self._read(task, encoded, beam_size=beam_size)
-                        for row, answer in zip(rows, said, strict=True):
-                            answers[row][task.spec.name] = _finished(
-                                answer, task=task, value=values[row]
-                            )
+                part = slice(start, start + batch_size)
+                said = self.predict_batch(
+                    names, arrays[part], values=values[part], beam_size=beam_size
+                )
+                for answer, by_task in zip(answers[part], said, strict=True):
+                    answer.update(by_task)
         return [{name: by_task[name] for name in tasks} for by_task in answers]
 
-    def _with_same_inputs(self, tasks: Sequence[str]) -> list[list[BundleTask]]:
+    def predict_batch(
+        self,
+        tasks: Sequence[str],
+        arrays: Sequence[np.ndarray],
+        *,
+        values: Sequence[str | bytes | Path],
+        beam_size: int = 1,
+    ) -> list[dict[str, Prediction]]:
+        """Answers of tasks with the same inputs to one batch, by task; one pass through the body.
+
+        Args:
+            tasks: tasks whose inputs are the same feature; see `tasks_with_same_inputs`.
+            arrays: encoded inputs.
+            values: what they were encoded from; trees take their words from them.
+            beam_size: beams of text decoding; 1 is greedy.
+        """
+        answers: list[dict[str, Prediction]] = [{} for _ in arrays]
+        with torch.inference_mode():
+            encoded = self.encode(tasks[0], arrays)
+            for task in map(self.task, tasks):
+                said = self._read(task, encoded, beam_size=beam_size)
+                for by_task, answer, value in zip(answers, said, values, strict=True):
+                    by_task[task.spec.name] = _finished(answer, task=task, value=value)
+        return answers
+
+    def tasks_with_same_inputs(self, tasks: Sequence[str]) -> list[list[BundleTask]]:
+        """Tasks in groups whose inputs are the same feature, read by the same net."""
         groups: dict[tuple[str, str], list[BundleTask]] = {}
         for task in (self.tasks[name] for name in tasks):
             key = (task.spec.input_net, task.inputs.model_dump_json())
