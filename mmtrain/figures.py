@@ -91,7 +91,7 @@ def shares_figure(steps: Sequence[int], counts: Mapping[str, Sequence[int]]) -> 
         loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8, labelcolor=INK
     )
     axes.spines[:].set_visible(False)
-    _ink(axes)
+    apply_ink(axes)
     return figure
 
 
@@ -115,7 +115,7 @@ def kept_figure(steps: Sequence[int], shares: Mapping[str, Sequence[float]]) -> 
     )
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
-    _ink(axes)
+    apply_ink(axes)
     return figure
 
 
@@ -167,7 +167,7 @@ def tradeoff_figure(points: Mapping[str, tuple[float, float]]) -> Figure:
     axes.set(xlim=(0, 1.02), ylim=(lowest, 1.01), xlabel="operations, share of the whole")
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(color=INK, alpha=0.12, linewidth=0.6)
-    _ink(axes)
+    apply_ink(axes)
     return figure
 
 
@@ -179,7 +179,7 @@ def draw_curve(axes: Axes, curve: Curve) -> None:
     axes.set_ylim(bottom=min(0.0, float(np.nanmin(values, initial=0.0))))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
-    _ink(axes)
+    apply_ink(axes)
 
 
 def draw_routing(axes: Axes, rows: Sequence[Sequence[int]], *, tasks: Sequence[str]) -> None:
@@ -221,8 +221,8 @@ def _add_bar(axes: Axes, image: AxesImage, *, form: str | None = None) -> None:
     assert axes.figure is not None
     bar = axes.figure.colorbar(image, ax=axes, pad=0.02, format=form)
     bar.outline.set_visible(False)  # type: ignore[operator]  # matplotlib types it as a Spine set
-    _ink(axes)
-    _ink(bar.ax)
+    apply_ink(axes)
+    apply_ink(bar.ax)
 
 
 def to_svg(figure: Figure) -> str:
@@ -252,7 +252,8 @@ def _moving_mean(values: np.ndarray) -> np.ndarray:
     return (sums[last] - sums[first]) / (last - first)
 
 
-def _ink(axes: Axes) -> None:
+def apply_ink(axes: Axes) -> None:
+    """Ticks, labels and spines in the one ink."""
     axes.tick_params(colors=INK, labelsize=8, length=2)
     axes.xaxis.label.set(color=INK, fontsize=8)
     for spine in axes.spines.values():

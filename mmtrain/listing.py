@@ -70,6 +70,13 @@ def models() -> dict[str, str]:
     return _modules(models, leave_out=("model",))
 
 
+def sweeps() -> dict[str, str]:
+    """Sweeps that `mmtrain tune --sweep` takes by name."""
+    from mmtrain.sweep import sweep_functions
+
+    return {name: _first_line(function) for name, function in sweep_functions().items()}
+
+
 KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "recipes": recipes,
     "tasks": tasks,
@@ -77,4 +84,5 @@ KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "modalities": modalities,
     "augmentations": augmentations,
     "models": models,
+    "sweeps": sweeps,
 }

@@ -217,9 +217,22 @@ def _from_json(path: Path) -> Recipe:
 
 
 def _from_file(name: str) -> Recipe:
+    recipe = function_in_file(name, kind="recipe")()
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(f"{name} returned {type(recipe).__name__}; it must return a Recipe")
+    return recipe
+
+
+def function_in_file(name: str, *, kind: str) -> Callable[..., Any]:
+    """The function of `file.py:function`; `kind` is what it makes, for the messages.
+
+    Raises:
+        RecipeError: there is no such file, or it does not run.
+        UnknownNameError: the file has no such function; names the nearest.
+    """
     path, _, function = name.rpartition(":")
     if not Path(path).is_file():
-        raise RecipeError(f"no recipe file {path}; give FILE.py:FUNCTION, a JSON file or a name")
+        raise RecipeError(f"no {kind} file {path}; give FILE.py:FUNCTION, a JSON file or a name")
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -228,24 +241,22 @@ def _from_file(name: str) -> Recipe:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever the user's file raises is theirs to see, in one line
         raise RecipeError(f"{path} does not run: {type(error).__name__}: {error}") from error
-    known = _functions_of(module)
+    known = functions_of(module)
     if function not in known:
-        raise UnknownNameError(f"recipe in {path}", function, tuple(sorted(known)))
-    recipe = known[function]()
-    if not isinstance(recipe, Recipe):
-        raise RecipeError(f"{name} returned {type(recipe).__name__}; it must return a Recipe")
-    return recipe
+        raise UnknownNameError(f"{kind} in {path}", function, tuple(sorted(known)))
+    return known[function]
 
 
 def recipe_functions() -> dict[str, Callable[[], Recipe]]:
     """All shipped recipes by name: the public functions of the modules of `mmtrain/recipes`."""
     found: dict[str, Callable[[], Recipe]] = {}
     for module in pkgutil.iter_modules(recipes.__path__):
-        found |= _functions_of(importlib.import_module(f"{recipes.__name__}.{module.name}"))
+        found |= functions_of(importlib.import_module(f"{recipes.__name__}.{module.name}"))
     return found
 
 
-def _functions_of(module: types.ModuleType) -> dict[str, Callable[[], Recipe]]:
+def functions_of(module: types.ModuleType) -> dict[str, Callable[..., Any]]:
+    """The public functions that a module itself defines, by name."""
     return {
         name: value
         for name, value in vars(module).items()

@@ -74,38 +74,43 @@ def report_page(results: Results, *, run: Run) -> str:
     title = escape(f"{results.name}: {results.totals.tasks} tasks, one model")
     sections = [
         _head(results, title=title),
-        _section("Tasks", _task_table(results)),
-        _section("Loss by step", _curve_grid(run.curves)),
-        _section(
+        section("Tasks", _task_table(results)),
+        section("Loss by step", _curve_grid(run.curves)),
+        section(
             "Tasks by step", _shares(run), note="Share of the batches between points of the series."
         ),
-        _section("Experts by task", _routing_grid(run), note="Share of a task's rows per expert."),
-        _section(
+        section("Experts by task", _routing_grid(run), note="Share of a task's rows per expert."),
+        section(
             "Agreement of gradients",
             _agreement(run),
             note="Cosine of tasks' gradients on what they share, mean over the run's samples.",
         ),
-        _section(
+        section(
             "Units kept",
             _kept(run),
             note="Share of the units that each subtask keeps: of all by step, of each group at the "
             "end; and units that two subtasks both keep over those that either keeps.",
         ),
-        _section(
+        section(
             "Trade-off",
             _tradeoff(run),
             note="Networks cut down to unions of subtasks: share of targets hit, true tokens "
             "given, over the share of the whole network's operations.",
         ),
-        _section("Predictions", "".join(_samples(n, t) for n, t in results.tasks.items())),
-        _section("All metrics", _metric_table(results)),
-        _section("Run", _run_details(run)),
+        section("Predictions", "".join(_samples(n, t) for n, t in results.tasks.items())),
+        section("All metrics", _metric_table(results)),
+        section("Run", _run_details(run)),
     ]
+    return html_page("".join(sections), title=title)
+
+
+def html_page(body: str, *, title: str) -> str:
+    """A page that needs no other file; both are HTML already."""
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_style()}</style></head><body><main>{''.join(sections)}</main></body></html>\n"
+        f"<style>{_style()}</style></head><body><main>{body}</main></body></html>\n"
     )
 
 
@@ -160,7 +165,8 @@ def _style() -> str:
     return STYLE
 
 
-def _section(title: str, body: str, *, note: str = "") -> str:
+def section(title: str, body: str, *, note: str = "") -> str:
+    """A section of HTML under a title; empty where there is no body."""
     paragraph = f"<p>{escape(note)}</p>" if note else ""
     return f"<section><h2>{escape(title)}</h2>{paragraph}{body}</section>" if body else ""
 
@@ -180,7 +186,8 @@ def _head(results: Results, *, title: str) -> str:
     return f'<h1>{title}</h1><dl class="facts">{items}</dl>'
 
 
-def _table(head: Iterable[tuple[str, str]], rows: Iterable[str]) -> str:
+def html_table(head: Iterable[tuple[str, str]], rows: Iterable[str]) -> str:
+    """A table of cells that are HTML already; `head` is names with the class of their column."""
     names = "".join(f'<th class="{kind}">{escape(name)}</th>' for name, kind in head)
     body = "".join(f"<tr>{row}</tr>" for row in rows)
     return (
@@ -200,7 +207,7 @@ def _task_table(results: Results) -> str:
         ("steps", "n later"),
         ("time", "n later"),
     ]
-    return _table(head, (_task_row(name, task) for name, task in results.tasks.items()))
+    return html_table(head, (_task_row(name, task) for name, task in results.tasks.items()))
 
 
 def _task_row(name: str, task: TaskResult) -> str:
@@ -364,19 +371,20 @@ def _metric_table(results: Results) -> str:
         for split in task.splits
         for score in split.scores
     )
-    return _table(head, rows)
+    return html_table(head, rows)
 
 
 def _run_details(run: Run) -> str:
     times = {name: duration(seconds) for name, seconds in run.times.items()}
     tables = [("Facts", run.facts), ("Times", times), ("Corpora (digests)", run.corpora)]
-    parts = [_details(title, _pairs(values)) for title, values in tables if values]
+    parts = [details(title, _pairs(values)) for title, values in tables if values]
     if run.recipe:
-        parts.append(_details("Recipe", f"<pre>{escape(run.recipe)}</pre>"))
+        parts.append(details("Recipe", f"<pre>{escape(run.recipe)}</pre>"))
     return "".join(parts)
 
 
-def _details(title: str, body: str) -> str:
+def details(title: str, body: str) -> str:
+    """HTML that is opened by a click."""
     return f"<details><summary>{escape(title)}</summary>{body}</details>"
 
 

@@ -236,24 +236,31 @@ def ray_cluster(recipe: Recipe, *, address: str | None = None) -> Iterator[None]
     Raises:
         PreflightError: the cluster is too small.
     """
-    joined = ray.is_initialized()
-    if not joined:
-        needed = math.ceil(recipe.num_workers * (1 + recipe.stream.num_cpus)) + 1
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")  # slow machines
-        ray.init(
-            address=address or "local",
-            num_cpus=None if address else max(needed, os.cpu_count() or 1),
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    try:
+    needed = math.ceil(recipe.num_workers * (1 + recipe.stream.num_cpus)) + 1
+    with cluster_of(needed, address=address):
         check_resources(
             ray.cluster_resources(),
             num_workers=recipe.num_workers,
             data_cpus=recipe.stream.num_cpus,
             use_gpu=recipe.use_gpu,
         )
+        yield
+
+
+@contextmanager
+def cluster_of(num_cpus: int, *, address: str | None = None) -> Iterator[None]:
+    """The Ray cluster at `address`, one already joined, or a new one of so many logical CPUs."""
+    joined = ray.is_initialized()
+    if not joined:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")  # slow machines
+        ray.init(
+            address=address or "local",
+            num_cpus=None if address else max(num_cpus, os.cpu_count() or 1),
+            include_dashboard=None if address else False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    try:
         yield
     finally:
         if not joined:

@@ -1,0 +1,96 @@
+"""`mmtrain tune`: a sweep over a recipe's fields."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mmtrain.commands.options import (
+    Address,
+    AsJson,
+    DataDir,
+    Settings,
+    TaskNames,
+    console,
+    errors,
+)  # fmt: skip
+
+
+def tune(
+    recipe: Annotated[str, typer.Argument(help="Name, FILE.py:FUNCTION or FILE.json.")],
+    sweep: Annotated[
+        str, typer.Option(help="Name, FILE.py:FUNCTION or FILE.json; `mmtrain list sweeps`.")
+    ] = "learning_rate",
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the sweep; default runs/RECIPE_SWEEP.")
+    ] = None,
+    data: DataDir = Path("corpora"),
+    settings: Settings = None,
+    task: TaskNames = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="Trials of the sweep.")] = None,
+    concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at once.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of a trial; default: the recipe's.")
+    ] = None,
+    scheduler: Annotated[str | None, typer.Option(help="asha, pbt or none.")] = None,
+    searcher: Annotated[str | None, typer.Option(help="optuna or random.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the search.")] = None,
+    references: Annotated[
+        Path | None,
+        typer.Option(help="Single-task metrics: folder of a --per-task sweep, or a JSON file."),
+    ] = None,
+    per_task: Annotated[
+        bool, typer.Option("--per-task", help="Tune each task alone, then join their values.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the sweep in --out.")
+    ] = False,
+    address: Address = None,
+    tracking: Annotated[
+        str | None, typer.Option(help="MLflow URI; default: a file in --out.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Search a recipe's fields: trials are trained, compared, and the best is written as JSON."""
+    from mmtrain.recipe import load_recipe
+    from mmtrain.sweep import load_sweep
+    from mmtrain.sweep_run import run_alone_sweeps, run_sweep
+    from mmtrain.sweep_score import read_references
+    from mmtrain.tracking import TrackingConfig
+
+    chosen = load_recipe(recipe, settings or ()).only(task)
+    searched = load_sweep(sweep, chosen).with_(
+        num_trials=trials,
+        concurrent=concurrent,
+        num_steps=steps,
+        scheduler=scheduler,
+        searcher=searcher,
+        seed=seed,
+        references=_of_recipe(read_references(references), chosen) if references else None,
+    )
+    where: dict[str, Any] = {
+        "out": out or Path("runs") / f"{chosen.name}_{searched.name}",
+        "data_dir": data,
+        "resume": resume,
+        "address": address,
+        "tracking": TrackingConfig(uri=tracking),
+        "console": errors if as_json else console,
+    }
+    outcome = (run_alone_sweeps if per_task else run_sweep)(chosen, searched, **where)
+    if as_json:
+        print(json.dumps(outcome.to_dict(), indent=1))
+        return
+    _print_outcome(outcome)
+
+
+def _of_recipe(references: dict[str, float], recipe: Any) -> dict[str, float]:
+    """Of the recipe's tasks alone."""
+    return {task: value for task, value in references.items() if task in recipe.tasks}
+
+
+def _print_outcome(outcome: Any) -> None:
+    from mmtrain.sweep_display import outcome_lines
+
+    for line in outcome_lines(outcome):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
