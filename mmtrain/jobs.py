@@ -34,6 +34,11 @@ from pipelines.errors import UnknownNameError
 
 HERE = "http://127.0.0.1:8265"
 ADDRESS_VARIABLES = ("RAY_API_SERVER_ADDRESS", "RAY_ADDRESS")
+CHATTY = (
+    "ray.dashboard.modules.dashboard_sdk",
+    "ray.dashboard.modules.job.sdk",
+    "ray._private.runtime_env.packaging",
+)
 REQUEST_S = 20  # longest wait for one answer
 LOST_S = 120  # longest time without a cluster while a job is followed
 STOP_S = 30  # longest wait for a job to stop
@@ -88,7 +93,8 @@ class Cluster:
     def __init__(self, address: str | None = None) -> None:
         self.address = dashboard_url(address)
         with _only_address(self.address), self._plain_errors():
-            logging.getLogger("ray.dashboard").setLevel(logging.ERROR)
+            for chatty in CHATTY:  # each sets its own level when it is imported
+                logging.getLogger(chatty).setLevel(logging.ERROR)
             self._client = _Client(self.address)
 
     def submit(self, submission: Submission) -> Decision:

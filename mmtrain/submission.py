@@ -53,10 +53,8 @@ class Submission:
         words = [_shell_word(argument, sent) for argument in self.arguments]
         words += ["--address", "auto", *(["--resume"] if self.resumes else [])]
         root = shlex.quote(self.root)
-        missing = shlex.quote(
-            f"error: no folder {self.root} on the cluster; submit with --root DIR"
-        )
-        enter = f"code=$PWD; cd {root} || {{ echo {missing} >&2; exit 2; }}"
+        missing = shlex.quote(f"error: the cluster has no folder {self.root}; give --root DIR")
+        enter = f"code=$PWD; cd {root} 2>/dev/null || {{ echo {missing} >&2; exit 2; }}"
         return f"{enter}; exec python -P -m mmtrain {' '.join(words)}"
 
     @property

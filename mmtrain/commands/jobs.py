@@ -54,7 +54,7 @@ def submit(
     said = {
         "start": f"submitted {decision.id} to {cluster.address}",
         "attach": f"{decision.id} is under way on {cluster.address}; nothing new was started",
-        "done": f"{decision.id} has ended well; nothing new was started",
+        "done": f"{decision.id} has ended well; nothing new was started. For another run: --out",
     }[decision.act]
     errors.print(said, highlight=False, soft_wrap=True)
     if as_json:
@@ -75,14 +75,15 @@ def list_jobs(address: JobsAddress = None, as_json: AsJson = False) -> None:
     if not lines:
         errors.print("no jobs yet; submit one with `mmtrain submit -- train quickstart`")
         return
-    table = Table(box=None, padding=(0, 2))
-    for heading in ("job", "status", "started (UTC)", "seconds"):
-        table.add_column(heading, no_wrap=True, overflow="fold")
-    table.add_column("command", overflow="fold")
+    table = Table(box=None, padding=(0, 1), pad_edge=False, expand=True)
+    widest = max(len(line.id) for line in lines)
+    for heading, width in (("job", widest), ("status", 9), ("started, UTC", 12), ("s", 6)):
+        table.add_column(heading, no_wrap=True, width=width)
+    table.add_column("command", no_wrap=True, overflow="ellipsis", ratio=1)
     for line in lines:
         started = datetime.fromtimestamp(line.started, UTC) if line.started else None
         table.add_row(
-            line.id, line.status.lower(), f"{started:%Y-%m-%d %H:%M:%S}" if started else "-",
+            line.id, line.status.lower(), f"{started:%m-%d %H:%M}" if started else "-",
             f"{line.seconds:.0f}", line.command,
         )  # fmt: skip
     console.print(table, markup=False, highlight=False)
