@@ -15,7 +15,7 @@ import typer
 from pydantic import ValidationError
 from rich.table import Table
 
-from mmtrain.commands import jobs, serving
+from mmtrain.commands import jobs, serving, tune
 from mmtrain.commands.options import (
     Address,
     AsJson,
@@ -319,6 +319,7 @@ app.command(
     "submit", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
 )(jobs.submit)
 app.add_typer(jobs.jobs, name="jobs")
+app.command("tune")(tune.tune)
 app.command("serve")(serving.serve)
 
 
