@@ -175,16 +175,15 @@ def _reason() -> str:
 
 
 def _stop(*, joined: bool) -> None:
+    """Takes the app away; of a cluster at an address, Ray Serve itself and other apps stay."""
     from ray import serve
 
     if not ray.is_initialized():
         return
-    if joined:
-        with contextlib.suppress(Exception):  # it may not have come to run
-            serve.delete(APP)
-        return
-    serve.shutdown()
-    ray.shutdown()
+    with contextlib.suppress(Exception):  # it may not have come to run
+        serve.delete(APP)  # lets requests that are being answered end
+    if not joined:
+        ray.shutdown()  # and all of Ray Serve with the cluster, if that is ours
 
 
 def _init_ray(place: Place) -> None:

@@ -10,6 +10,7 @@ from mmtrain.serving_config import Limits
 from mmtrain.serving_networks import Network
 from pipelines.modalities.numbers import BOX, NumbersFeature
 
+_TAKES = ("max_tokens", "max_s", "sample_rate_hz", "height", "width", "channels", "num_frames")
 _MAX_NAME, _MAX_SUBTASKS, _MAX_BEAM = 200, 64, 8
 
 
@@ -89,6 +90,7 @@ class TaskAnswer(BaseModel):
     answers: str = Field(description="Kind of its answer.")
     classes: list[str] = Field(description="Classes that it chooses from.")
     values: list[str] = Field(description="Numbers that it predicts.")
+    takes: dict[str, float] = Field(description="Its input's size and bounds, as it was trained.")
     subtasks: list[str] = Field(description="Basis subtasks that may be named with it.")
     network: NetworkAnswer = Field(description="Answers when no subtasks are named.")
 
@@ -144,6 +146,11 @@ def to_task(name: str, task: BundleTask, *, whole: Network) -> TaskAnswer:
         answers=task.targets.modality,
         classes=list(_class_names(task)),
         values=list(getattr(task.targets, "names", ())),
+        takes={
+            field: value
+            for field, value in task.inputs.model_dump(include=set(_TAKES)).items()
+            if value is not None
+        },
         subtasks=[one for one in whole.subtasks if _has(whole, one, task=name)],
         network=to_network(whole, whole=whole),
     )
