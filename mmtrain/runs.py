@@ -211,11 +211,7 @@ def prepare_run(
         Passes.build(recipe, model)
     experts = [layer.num_experts for layer in model.modules() if isinstance(layer, MoE)]
     check_combination(recipe.engine, world_size=recipe.num_workers, num_experts=experts)
-    if recipe.optimizer.weight_decay_loss and recipe.engine.zero_stage == 3:
-        raise RecipeError(
-            "optimizer.weight_decay_loss reads whole weights, engine.zero_stage=3 has parts of "
-            "them; set optimizer.weight_decay, or a lower stage"
-        )
+    check_decay_loss(recipe)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     check_disk(out, needed_bytes=checkpoint_bytes(num_parameters, keep=recipe.keep_checkpoints))
     saved = checkpoint.latest(out / CHECKPOINTS)
@@ -232,6 +228,19 @@ def prepare_run(
         )
     _claim(recipe, out=out, saved=saved, resume=resume)
     return tell_start(recipe, start) if start else None
+
+
+def check_decay_loss(recipe: Recipe) -> None:
+    """Refuses a decay in the loss where weights are in parts.
+
+    Raises:
+        RecipeError: names the fields at odds.
+    """
+    if recipe.optimizer.weight_decay_loss and recipe.engine.zero_stage == 3:
+        raise RecipeError(
+            "optimizer.weight_decay_loss reads whole weights, engine.zero_stage=3 has parts of "
+            "them; set optimizer.weight_decay, or a lower stage"
+        )
 
 
 def _claim(recipe: Recipe, *, out: Path, saved: CheckpointRef | None, resume: bool) -> None:
