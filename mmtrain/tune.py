@@ -355,6 +355,7 @@ def run_trials(plan: TrialPlan, *, address: str | None, console: Console) -> Tri
     if todo == 0:
         return TrialsRun(tuple(records), is_whole=True)
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints even when told not to
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # failed trials have none
     needed = math.ceil(sweep_cpus(recipe, concurrent=sweep.concurrent)) + 1
     began = time.monotonic()
