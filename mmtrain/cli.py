@@ -15,7 +15,7 @@ import typer
 from pydantic import ValidationError
 from rich.table import Table
 
-from mmtrain.commands import jobs, serving, tune
+from mmtrain.commands import doctor, jobs, plan, serving, tune
 from mmtrain.commands.options import (
     Address,
     AsJson,
@@ -321,6 +321,8 @@ app.command(
 app.add_typer(jobs.jobs, name="jobs")
 app.command("tune")(tune.tune)
 app.command("serve")(serving.serve)
+app.command("plan")(plan.plan)
+app.command("doctor")(doctor.doctor)
 
 
 def _names(text: str | None) -> tuple[str, ...]:
