@@ -26,6 +26,7 @@ from pipelines.modalities.video import VideoFeature
 from pipelines.vocabulary import Vocabulary
 
 _MAX_CHANNELS = 8
+_LAYER_3 = tuple(bytes((0xFF, second)) for second in (0xFB, 0xFA, 0xF3, 0xF2, 0xE3, 0xE2))
 _LEAST_RATE_HZ, _MOST_RATE_HZ = 1_000, 192_000
 
 
@@ -58,7 +59,7 @@ FORMATS = (
     Format(
         "MP3",
         ("audio",),
-        lambda head: head.startswith(b"ID3") or (head[:1] == b"\xff" and head[1:2] >= b"\xe2"),
+        lambda head: head.startswith((b"ID3", *_LAYER_3)),
     ),
     Format("AIFF", ("audio",), lambda head: head[:4] == b"FORM" and head[8:11] == b"AIF"),
 )
