@@ -15,7 +15,7 @@ import typer
 from pydantic import ValidationError
 from rich.table import Table
 
-from mmtrain.commands import doctor, jobs, plan, serving, tune
+from mmtrain.commands import doctor, jobs, models, plan, serving, tune
 from mmtrain.commands.options import (
     Address,
     AsJson,
@@ -158,15 +158,17 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Split to measure on.")] = "test",
     task: TaskNames = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Examples a task at most.")] = None,
+    record: Annotated[
+        bool, typer.Option("--record", help="Keep the metrics with the registered version.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure a trained model on its tasks, beside their trivial baselines."""
-    from mmtrain.evaluate import evaluate_model
+    from mmtrain.evaluate import evaluate_and_record, evaluate_model
     from mmtrain.report import results_table
 
-    results = evaluate_model(
-        model, data_dir=data, split=split, tasks=tuple(task or ()), limit=limit
-    )
+    measure = evaluate_and_record if record else evaluate_model
+    results = measure(model, data_dir=data, split=split, tasks=tuple(task or ()), limit=limit)
     if as_json:
         print(results.model_dump_json(indent=1))
     else:
@@ -319,6 +321,7 @@ app.command(
     "submit", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
 )(jobs.submit)
 app.add_typer(jobs.jobs, name="jobs")
+app.add_typer(models.models, name="models")
 app.command("tune")(tune.tune)
 app.command("serve")(serving.serve)
 app.command("plan")(plan.plan)

@@ -27,6 +27,7 @@ from mmtrain.results import (
     TaskResult,
     run_results,
     task_result,
+    to_metrics,
 )
 from mmtrain.samples import sample, spread
 from pipelines.errors import CorpusError, UnknownNameError
@@ -61,6 +62,33 @@ def evaluate_model(
         config=config,
         on_batch=on_batch,
     )
+
+
+def evaluate_and_record(
+    uri: str,
+    *,
+    data_dir: Path,
+    split: str = "test",
+    tasks: Sequence[str] = (),
+    limit: int | None = None,
+) -> Results:
+    """`evaluate_model` of a registered version, which keeps what was measured.
+
+    Raises:
+        RegistryError: it is no registered version, only a part is measured, or MLflow cannot be
+            reached.
+    """
+    from mmtrain import model_registry, model_versions  # import MLflow: seconds
+
+    if limit is not None:
+        raise model_registry.RegistryError(
+            f"--record keeps what whole splits say, --limit {limit} measures a part; leave one out"
+        )
+    tracking_uri = model_versions.registry_uri(None)
+    version = model_registry.fixed_uri(uri, tracking_uri=tracking_uri)
+    results = evaluate_model(version, data_dir=data_dir, split=split, tasks=tasks, limit=limit)
+    model_registry.record(version, to_metrics(results), tracking_uri=tracking_uri)
+    return results
 
 
 def evaluate(

@@ -74,7 +74,10 @@ def finish_run(
     metrics = to_metrics(results)
     tracker.log_metrics(metrics, step=results.step)
     tracker.flush(timeout_s=10)
-    version = _register(run, recipe, uri=tracker.uri, metrics=metrics, console=console)
+    run_id = run.run_id or tracker.run_id  # MLflow may have been away when the run began
+    version = _register(
+        run, recipe, uri=tracker.uri, run_id=run_id, metrics=metrics, console=console
+    )
     report = run.out / REPORT
     story = replace(
         _story(run, recipe, times=times, version=version),
@@ -113,12 +116,13 @@ def _register(
     recipe: Recipe,
     *,
     uri: str,
+    run_id: str | None,
     metrics: Mapping[str, float],
     console: Console,
 ) -> ModelVersion | None:
     try:
         return model_registry.register(
-            run.bundle, name=recipe.name, tracking_uri=uri, run_id=run.run_id, metrics=metrics
+            run.bundle, name=recipe.name, tracking_uri=uri, run_id=run_id, metrics=metrics
         )
     except RegistryError as error:  # the run is whole without it
         console.print(f"not registered: {error}", style="yellow", markup=False)

@@ -22,7 +22,7 @@ from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
-from mmtrain.export import Bundle, lineage_tags, load_bundle
+from mmtrain.export import Bundle, lineage_tags, load_bundle, load_card
 from mmtrain.mlflow_settings import bounded
 from mmtrain.served_model import ARTIFACT, save_pyfunc
 from mmtrain.tracking import find_experiment
@@ -204,21 +204,31 @@ def fetch(uri: str, *, folder: Path, tracking_uri: str | None = None) -> Path:
     tracking_uri = tracking_uri or mlflow.get_tracking_uri()
     remedy = "set MLFLOW_TRACKING_URI to the registry, or give a run or bundle folder"
     with calling(f"cannot load {uri} from {tracking_uri}", remedy=remedy):
-        source = _download_uri(uri, tracking_uri=tracking_uri)
+        name, version = _name_and_version(uri, tracking_uri=tracking_uri)
+        client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+        source = client.get_model_version_download_uri(name, version)
+        tags = client.get_model_version(name, version).tags
         model = mlflow.artifacts.download_artifacts(
             source, dst_path=str(folder), tracking_uri=tracking_uri
         )
     bundle = Path(model) / "artifacts" / ARTIFACT
     if not bundle.is_dir():
         raise RegistryError(f"{uri} holds no bundle of ours; register it with `register`")
+    check_digest(load_card(bundle)[1], tags, uri=uri)
     return bundle
 
 
-def _download_uri(uri: str, *, tracking_uri: str) -> str:
-    """Where the files of a version are; MLflow's own look-up asks the process-wide registry."""
-    name, version = _name_and_version(uri, tracking_uri=tracking_uri)
-    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
-    return client.get_model_version_download_uri(name, version)
+def check_digest(digest: str, tags: Mapping[str, str], *, uri: str) -> None:
+    """Refuses a bundle that is not the one that was registered.
+
+    Raises:
+        RegistryError: the digest is another than the version's.
+    """
+    if digest != tags.get("bundle_digest", digest):
+        raise RegistryError(
+            f"{uri} was registered with bundle {tags['bundle_digest'][:12]}, its files are "
+            f"{digest[:12]}; they changed, register the model again"
+        )
 
 
 def _name_and_version(uri: str, *, tracking_uri: str) -> tuple[str, str]:
@@ -365,33 +375,20 @@ def _link(
     """Metrics to the LoggedModel. MLflow keeps them in a run too: one of their own, or the run's,
     where a value that is there already keeps its time and so is not there twice.
     """
-    own = run_id is None
-    if own:
-        made = client.create_run(
-            model.experiment_id,
-            tags={"mlflow.parentRunId": model.source_run_id} if model.source_run_id else None,
-            run_name=f"measure {model.name}",
-        )
-        run_id = made.info.run_id
-    known = {} if own else _times(client, run_id, metrics, step=step)
+    kept_in = run_id or _measuring_run(client, model)
+    told = [p for key in metrics for p in client.get_metric_history(run_id, key)] if run_id else []
+    known = {(point.key, point.value): point.timestamp for point in told if point.step == step}
     now = time.time_ns() // 1_000_000
     points = [
         Metric(key, value, known.get((key, value), now), step, model_id=model.model_id)
         for key, value in metrics.items()
     ]
     for start in range(0, len(points), _MAX_POINTS):
-        client.log_batch(run_id, metrics=points[start : start + _MAX_POINTS], synchronous=True)
-    if own:
-        client.set_terminated(run_id)
+        client.log_batch(kept_in, metrics=points[start : start + _MAX_POINTS], synchronous=True)
 
 
-def _times(
-    client: MlflowClient, run_id: str, metrics: Mapping[str, float], *, step: int
-) -> dict[tuple[str, float], int]:
-    """When values of a step were told to the run, by metric and value."""
-    return {
-        (key, point.value): point.timestamp
-        for key in metrics
-        for point in client.get_metric_history(run_id, key)
-        if point.step == step
-    }
+def _measuring_run(client: MlflowClient, model: LoggedModel) -> str:
+    tags = {"mlflow.parentRunId": model.source_run_id} if model.source_run_id else None
+    run = client.create_run(model.experiment_id, tags=tags, run_name=f"measure {model.name}")
+    client.set_terminated(run.info.run_id)
+    return run.info.run_id

@@ -97,6 +97,15 @@ class Pruned:
     recipe: Path | None
     corpora: Path | None
 
+    def metrics(self) -> dict[str, float]:
+        """What was measured of the cut model, named as `results.to_metrics` names it."""
+        cut = self.rows[-1].scores if self.rows else {}
+        return {
+            f"test/{task}/{metric}": value
+            for task, values in cut.items()
+            for metric, value in values.items()
+        }
+
     def to_dict(self) -> dict[str, object]:
         """As JSON holds it."""
         return {
@@ -197,7 +206,11 @@ def prune_and_register(
     uri = choose_registry(opened, registry)
     pruned = prune(with_version(opened, registry=uri), asked, **where)
     made = model_registry.register(
-        pruned.bundle, name=name, tracking_uri=uri, alias=pruned.subset.alias
+        pruned.bundle,
+        name=name,
+        tracking_uri=uri,
+        alias=pruned.subset.alias,
+        metrics=pruned.metrics() if asked.limit is None else None,
     )
     return pruned, made
 

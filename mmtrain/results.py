@@ -153,7 +153,7 @@ def to_metrics(results: Results) -> dict[str, float]:
         for split in task.splits:
             for score in split.scores:
                 metrics[f"{split.split}/{name}/{score.metric}"] = score.value
-                if split is task.splits[0]:
+                if split.split == "test":
                     metrics[f"{BASELINE}/{name}/{score.metric}"] = score.baseline
     return metrics
 
