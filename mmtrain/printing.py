@@ -14,7 +14,8 @@ from rich.table import Table
 def print_exported(files: Sequence[Any], *, out: Path, console: Console, as_json: bool) -> None:
     """The bundle and graphs that were written."""
     if as_json:
-        print(json.dumps([file.to_dict() for file in files], indent=1))
+        graphs = [file.to_dict() for file in files]
+        print(json.dumps({"bundle": str(out / "bundle"), "graphs": graphs}, indent=1))
         return
     console.print(f"bundle in {out / 'bundle'}", highlight=False)
     for file in files:
