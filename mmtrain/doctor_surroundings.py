@@ -127,6 +127,9 @@ def _token() -> str | None:
 
 def reason(error: BaseException) -> str:
     """One line of what went wrong."""
+    if isinstance(error, urllib.error.HTTPError):
+        token = "; set RAY_AUTH_TOKEN" if error.code in (401, 403) else ""
+        return f"HTTP {error.code} {error.reason}{token}"
     inner: Any = getattr(error, "reason", None) or error
     return f"{type(inner).__name__}: {inner}".splitlines()[0][:160]
 
