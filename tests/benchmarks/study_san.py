@@ -5,7 +5,7 @@ Then each union of subtasks is cut out and measured on the test split's examples
 the answer chosen among these. Digits have five subtasks of two classes; the unions of k subtasks
 are the five that follow one another around the circle. Rows are means over unions and seeds.
 
-    price          four gammas
+    price          five gammas
     ways           at one gamma: the cut network against others of as many operations
     ablations      at the same gamma: without scaling masks, without beta, without recalibration
     transformers   PolyViT and MultiModel, three tasks each: single tasks, pairs, all
@@ -51,7 +51,7 @@ from tests.benchmarks.san_digits import DIGITS, Pictures, cut_by_chance, plain_l
 from tests.benchmarks.san_tables import tables
 from tests.benchmarks.static_pruning import pruned_by_magnitude, recalibrate_plain
 
-GAMMAS = (0.05, 0.1, 0.3, 1.0)
+GAMMAS = (0.02, 0.05, 0.1, 0.3, 1.0)
 MIDDLE = 0.1  # gamma of all comparisons
 ALONE_STARTS = (0, 2)  # of the five unions of a size, those that a network is trained for alone
 BATCHES = 10  # of 64 examples, that batch norms are recalibrated on
