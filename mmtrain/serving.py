@@ -17,15 +17,17 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import ray
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from mmtrain.serving_config import ServingConfig
-from mmtrain.serving_networks import ModelSource, ServingError, load_networks
+from mmtrain.serving_networks import ModelSource, ServingError, find_sources, load_networks
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 APP = "mmtrain"
 _DEPLOYMENT = "replica"
+_QUIET = {"log_level": "WARNING", "enable_access_log": False}
 _SPARE_REQUESTS = 64  # beyond the queue, so that our 429 comes before Ray Serve's 503
 
 
@@ -108,28 +110,57 @@ def serve_forever(sources: Sequence[ModelSource], *, config: ServingConfig, plac
             signal.signal(number, handler)
 
 
+class Served(BaseModel):
+    """What a Ray Serve configuration says of the application, under `args`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    models: tuple[str, ...] = Field(min_length=1, description="As `mmtrain serve` takes them.")
+    tracking_uri: str | None = Field(None, description="MLflow URI of the registry.")
+    config: ServingConfig = ServingConfig()
+
+
+def application(args: Served) -> Any:
+    """The app for `serve deploy` and a RayService: `import_path: mmtrain.serving:application`.
+
+    Its name must be `mmtrain`. The token that requests must bring is the variable MMTRAIN_TOKEN's.
+    """
+    config = args.config.model_copy(update={"token": _token() or args.config.token})
+    return _bind(find_sources(args.models, tracking_uri=args.tracking_uri), config, Place())
+
+
+def _token() -> SecretStr | None:
+    token = os.environ.get("MMTRAIN_TOKEN")
+    return SecretStr(token) if token else None
+
+
 def _run(
     sources: Sequence[ModelSource], *, config: ServingConfig, place: Place, http: dict[str, Any]
 ) -> None:
     from ray import serve
 
-    quiet = {"log_level": "WARNING", "enable_access_log": False}
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    serve.start(http_options=http, logging_config=quiet)
-    replica: Any = serve.deployment(serve.ingress()(_replica_class()))  # Any: its stubs are wrong
-    app = replica.options(
+    serve.start(http_options=http, logging_config=_QUIET)
+    try:
+        serve.run(_bind(sources, config, place), name=APP, route_prefix="/")
+    except RuntimeError as error:
+        raise ServingError(f"{error} {_reason()}; see the logs of Ray Serve") from None
+
+
+def _bind(sources: Sequence[ModelSource], config: ServingConfig, place: Place) -> Any:
+    """Ray Serve's application; `Any`, because its stubs are wrong."""
+    from ray import serve
+
+    replica: Any = serve.deployment(serve.ingress()(_replica_class()))
+    return replica.options(
         name=_DEPLOYMENT,
         num_replicas=place.replicas,
         max_ongoing_requests=config.max_queue + _SPARE_REQUESTS,
         max_queued_requests=config.max_queue,
         ray_actor_options={"num_cpus": place.cpus, "num_gpus": place.gpus},
         graceful_shutdown_timeout_s=5.0,
-        logging_config=quiet,
+        logging_config=_QUIET,
     ).bind(tuple(sources), config)
-    try:
-        serve.run(app, name=APP, route_prefix="/")
-    except RuntimeError as error:
-        raise ServingError(f"{error} {_reason()}; see the logs of Ray Serve") from None
 
 
 def _replica_class() -> type:
