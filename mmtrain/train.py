@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 import ray.train
+from ray.autoscaler.sdk import request_resources
 from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
 
@@ -238,6 +239,9 @@ def ray_cluster(recipe: Recipe, *, address: str | None = None) -> Iterator[None]
     """
     needed = math.ceil(recipe.num_workers * (1 + recipe.stream.num_cpus)) + 1
     with cluster_of(needed, address=address):
+        if address:
+            num_gpus = recipe.num_workers if recipe.use_gpu else 0
+            wait_for_nodes(num_cpus=needed - 1, num_gpus=num_gpus)
         check_resources(
             ray.cluster_resources(),
             num_workers=recipe.num_workers,
@@ -265,6 +269,29 @@ def cluster_of(num_cpus: int, *, address: str | None = None) -> Iterator[None]:
     finally:
         if not joined:
             ray.shutdown()
+
+
+def wait_for_nodes(*, num_cpus: int, num_gpus: int = 0) -> None:
+    """Asks a cluster that grows for so many CPUs and GPUs, and waits until they are there.
+
+    How long, a cluster that grows says itself by the variable MMTRAIN_NODES_WAIT_S, in seconds;
+    where it is not set, and on a cluster that has enough, nothing is asked.
+    """
+    deadline = time.monotonic() + float(os.environ.get("MMTRAIN_NODES_WAIT_S", "0"))
+    bundles = [{"CPU": 1.0, **({"GPU": 1.0} if i < num_gpus else {})} for i in range(num_cpus)]
+    wanted = {"CPU": num_cpus, "GPU": num_gpus}
+    asked = False
+    while time.monotonic() < deadline:
+        has = ray.cluster_resources()
+        if all(has.get(name, 0) >= count for name, count in wanted.items()):
+            break
+        if not asked:
+            logger.info("waiting for nodes: %s wanted, %s there", wanted, has)
+            request_resources(bundles=bundles)
+            asked = True
+        time.sleep(2)
+    if asked:
+        request_resources(bundles=[])  # the run holds what it needs; idle nodes may go again
 
 
 def run_workers(job: Job, recipe: Recipe, *, console: Console) -> None:
