@@ -227,8 +227,11 @@ class Planner:
     def smallest(self, gpu_bytes: float) -> int | None:
         """Fewest workers, of powers of two up to 4096, whose ranks fit; None: none do."""
         for workers in (2**power for power in range(13)):
-            found = self.layout(workers)
-            if found.memory and not found.refused and found.memory.total <= USABLE * gpu_bytes:
+            asked = self._recipe.model_copy(update={"num_workers": workers})
+            if why_refused(asked, num_experts=self.num_experts, batches=self.all_batches):
+                continue
+            found = self.layout(workers).memory
+            if found and found.total <= USABLE * gpu_bytes:
                 return workers
         return None
 

@@ -187,15 +187,17 @@ class StepTracer:
         self._engine: Any = _ForwardOnly(self._model, low_precision=low_precision)
 
     def _shared_by_ranks(self, experts: Experts) -> Any:
-        """The rows that other ranks send for the experts held here are as many as leave."""
+        """As many rows come from other ranks as leave. One expert takes all: their memory is the
+        same, and hundreds are not gone through.
+        """  # fmt: skip
         forward, held = experts.forward, experts.w_in.shape[0]
+        is_divided = held < experts.w_in.num_experts  # type: ignore[attr-defined]
 
         def run(rows_ND: Tensor, counts: Sequence[int]) -> Tensor:
-            # there and back, and their gradients likewise; what is computed again goes once more
-            if experts.w_in.shape[0] == experts.w_in.num_experts:  # type: ignore[attr-defined]
-                return forward(rows_ND, counts)
-            self._exchanged += (2 if torch._C._current_graph_task_id() >= 0 else 4) * rows_ND.nbytes
-            return forward(rows_ND, [sum(counts[expert::held]) for expert in range(held)])
+            if is_divided:  # there and back, and their gradients; computed again, once more
+                ways = 2 if torch._C._current_graph_task_id() >= 0 else 4
+                self._exchanged += ways * rows_ND.nbytes
+            return forward(rows_ND, [sum(counts), *[0] * (held - 1)])
 
         return run
 
