@@ -179,7 +179,7 @@ def _tell_start(tracker: Tracker, recipe: Recipe, sweep: SweepConfig) -> None:
 def _close_trials(plan: TrialPlan, records: Sequence[TrialRecord]) -> None:
     """Ends the runs of trials that could not do so themselves."""
     for record in records:
-        if record.state in ("stopped", "lost"):
+        if record.state in ("stopped", "failed", "lost"):
             tell_trial(plan, record, status="KILLED" if record.state == "stopped" else "FAILED")
 
 

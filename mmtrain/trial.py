@@ -209,8 +209,7 @@ def run_segments(plan: TrialPlan, record: TrialRecord, *, train: Train) -> Itera
             yield record
     except MMTrainError as error:
         failed = _update(record, state="failed", message=str(error))
-        write_record(failed, out=plan.out)
-        tell_trial(plan, failed, status="FAILED")
+        write_record(failed, out=plan.out)  # told by the driver: the run's log is still open here
 
 
 def _measured(plan: TrialPlan, record: TrialRecord, *, until: int, seconds: float) -> TrialRecord:

@@ -304,10 +304,14 @@ def _pbt(sweep: SweepConfig, *, interval: int) -> PopulationBasedTraining:
 
 
 class _Watch(ray_tune.Callback):
-    """Notes in the records how Tune ended a trial that did not end itself."""
+    """Counts trials that are over, and notes in the records how Tune ended one.
+
+    Of trials that run when a sweep is interrupted or out of time it is not told.
+    """
 
     def __init__(self, plan: TrialPlan, board: Any) -> None:
         self._plan, self._board = plan, board
+        self.num_over = 0
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The scheduler stopped it, or it is over."""
@@ -318,6 +322,7 @@ class _Watch(ray_tune.Callback):
         self._note(trial, state="lost")
 
     def _note(self, trial: Any, *, state: str) -> None:
+        self.num_over += 1
         numbers: Any = ray.get(self._board.numbers.remote())
         number = numbers.get(trial.trial_id)
         record = None if number is None else read_record(self._plan.out, number)
@@ -363,6 +368,8 @@ def run_trials(plan: TrialPlan, *, address: str | None, console: Console) -> Tri
         check_sweep_resources(ray.cluster_resources(), concurrent=sweep.concurrent, recipe=recipe)
         board: Any = ray.remote(num_cpus=0)(SweepBoard).remote()  # ray types it as a function
 
+        watch = _Watch(plan, board)
+
         def latest() -> SweepProgress:
             steps: Any = ray.get(board.read.remote())
             elapsed_s = time.monotonic() - began
@@ -384,15 +391,14 @@ def run_trials(plan: TrialPlan, *, address: str | None, console: Console) -> Tri
                 name=f"sweep-{time.time_ns()}",
                 storage_path=str(plan.out / "ray"),
                 failure_config=ray_tune.FailureConfig(max_failures=sweep.max_failures),
-                callbacks=[_Watch(plan, board)],
+                callbacks=[watch],
                 verbose=0,
             ),
         )
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
         with SweepDisplay(latest, console=console):
-            results = tuner.fit()
-    is_whole = results.num_terminated + results.num_errors >= todo
-    return TrialsRun(tuple(read_records(plan.out)), is_whole)
+            tuner.fit()
+    return TrialsRun(tuple(read_records(plan.out)), is_whole=watch.num_over >= todo)
 
 
 def _resources(recipe: Recipe) -> Any:
