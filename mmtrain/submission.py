@@ -126,8 +126,9 @@ def read_submission(arguments: Sequence[str], *, root: str) -> Submission:
         raise JobError(f"--root {root}: give the folder's whole path on the cluster")
     command, params = _parse(arguments)
     files = _local_files(params)
-    name = _recipe_name(params)
-    out = params.get("out") or Path("runs") / name
+    name = _run_of(params)
+    swept = params.get("sweep")
+    out = params.get("out") or Path("runs") / (f"{name}_{swept}" if swept else name)
     return Submission(
         run=_run_name(command, name, out=Path(root) / (out if "out" in params else params["data"])),
         arguments=tuple(arguments),
@@ -165,13 +166,7 @@ def _parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     from mmtrain.cli import app
 
     commands: dict[str, Any] = dict(getattr(typer.main.get_command(app), "commands", {}))
-    able = {
-        name: command
-        for name, command in commands.items()
-        if any(param.name == "address" for param in command.params)
-        and not hasattr(command, "commands")
-        and name != "submit"
-    }
+    able = {name: command for name, command in commands.items() if _runs_on_a_cluster(command)}
     if not arguments:
         raise JobError(f"which command? one of: {', '.join(able)}; e.g. train quickstart")
     name = arguments[0]
@@ -190,7 +185,13 @@ def _parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
     return name, context.params
 
 
-def _recipe_name(params: Mapping[str, Any]) -> str:
+def _runs_on_a_cluster(command: Any) -> bool:
+    """Whether it takes a cluster's address and leaves something; serving and checking do not."""
+    names = {param.name for param in command.params}
+    return "address" in names and bool(names & {"recipe", "out"})
+
+
+def _run_of(params: Mapping[str, Any]) -> str:
     from mmtrain.recipe import load_recipe
 
     recipe = params.get("recipe")
@@ -198,12 +199,12 @@ def _recipe_name(params: Mapping[str, Any]) -> str:
         return load_recipe(recipe, params.get("settings") or ()).only(params.get("task")).name
     if params.get("out"):
         return Path(params["out"]).name
-    raise JobError("without a recipe the run has no name; give --out")
+    raise JobError("without a recipe a job has no name; give the folder that it writes")
 
 
 def _local_files(params: Mapping[str, Any]) -> dict[str, Path]:
     """Arguments that are files here, by their name where the job runs; FILE.py:FUNCTION counts."""
-    given = [value for value in params.values() if isinstance(value, str | Path)]
+    given = [v for name, v in params.items() if name != "out" and isinstance(v, str | Path)]
     paths = [Path(re.sub(r"(\.py):\w+$", r"\1", str(value))) for value in given]
     files: dict[str, Path] = {}
     for path in paths:

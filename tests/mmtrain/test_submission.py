@@ -96,6 +96,16 @@ def test_the_name_follows_recipe_and_folder_and_nothing_else():
     assert mine != name("build", "debug")
 
 
+def test_sweeps_and_predictions_are_named_by_what_they_leave():
+    sweeps = [
+        read_submission(["tune", "debug", *sweep], root="/data").run
+        for sweep in ((), ("--sweep", "learning_rate"), ("--sweep", "batch_size"))
+    ]
+    assert sweeps[0] == sweeps[1] != sweeps[2]
+    asked = ["predict", "runs/debug", "--input", "s3://a/b", "--output", "answers/b"]
+    assert read_submission(asked, root="/data").run.startswith("predict-b-")
+
+
 def test_entrypoint_runs_the_command_in_the_root_and_goes_on_with_what_is_there():
     made = read_submission(["train", "debug", "--set", "name=a b"], root="/data/my runs")
     enter, command = made.entrypoint.split("; exec ")
@@ -178,7 +188,8 @@ def test_too_much_to_send_is_refused_by_name(tmp_path, monkeypatch):
         (["train", "quikstart"], "quickstart"),
         (["train", "debug", "--sett", "a=1"], "train: No such option: --sett"),
         (["train", "debug", "--set", "num_step=1"], "num_steps"),
-        (["train"], "give --out"),
+        (["train"], "give the folder that it writes"),
+        (["serve", "runs/a"], "serve runs on this machine"),
         (["submit", "train"], "submit runs on this machine"),
     ],
 )
