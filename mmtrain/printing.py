@@ -74,4 +74,7 @@ def print_run(run: Any, *, console: Console, as_json: bool) -> None:
         print(json.dumps(run.to_dict(), indent=1))
         return
     console.print(f"trained {run.step} steps in {run.seconds:.0f} s; bundle in {run.bundle}")
-    console.print(f"next: mmtrain evaluate {run.out}", highlight=False)
+    usual = run.data_dir == Path("corpora").absolute()
+    data = "" if usual else f" --data {run.data_dir}"
+    line = f"next: mmtrain evaluate {run.out}{data}"
+    console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -67,18 +67,20 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class TrainedRun:
-    """A run that has ended: its folder, the bundle, steps taken and wall time."""
+    """A run that has ended: its folder, the bundle, its corpora, steps taken and wall time."""
 
     name: str
     out: Path
     bundle: Path
+    data_dir: Path
     run_id: str | None
     step: int
     seconds: float
 
     def to_dict(self) -> dict[str, object]:
         """As JSON holds it."""
-        return {**asdict(self), "out": str(self.out), "bundle": str(self.bundle)}
+        folders = {name: str(getattr(self, name)) for name in ("out", "bundle", "data_dir")}
+        return {**asdict(self), **folders}
 
 
 @dataclass(frozen=True, slots=True)

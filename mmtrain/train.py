@@ -208,6 +208,7 @@ def train(
         name=recipe.name,
         out=out,
         bundle=out / BUNDLE,
+        data_dir=data_dir,
         run_id=run_id,
         step=recipe.num_steps,
         seconds=time.monotonic() - began,
