@@ -236,20 +236,25 @@ class Planner:
         return None
 
     def _footprints(self, workers: int) -> list[Footprint]:
-        """Of each step there may be; steps alike in all sizes are traced once."""
+        """Of each step there may be; of those alike but for their classes, the one with most."""
         if self._tracer is None:
             self._tracer = StepTracer(self._recipe, self._specs)
-        found = []
+        most: dict[tuple[object, ...], list[LongestBatch]] = {}
         for batches in self._steps():
             key = tuple(self._alike(batch, workers) for batch in batches)
+            if key not in most or self._num_outputs(batches) > self._num_outputs(most[key]):
+                most[key] = batches
+        for key, batches in most.items():
             if key not in self._traced:
                 self._traced[key] = self._tracer.trace(
                     batches,
                     world_size=workers,
                     keeps_gradients=keeps_gradients(self._recipe.engine),
                 )
-            found.append(self._traced[key])
-        return found
+        return [self._traced[key] for key in most]
+
+    def _num_outputs(self, batches: Sequence[LongestBatch]) -> int:
+        return sum(self._recipe.tasks[batch.task].targets.num_outputs or 0 for batch in batches)
 
     def _steps(self) -> list[list[LongestBatch]]:
         """The largest batches of each task, one step each; of a schedule that adds all tasks up,
@@ -264,9 +269,8 @@ class Planner:
         task = self._recipe.tasks[batch.task]
         spec = next(spec for spec in self._specs if spec.name == batch.task)
         size = -(-batch.size // (workers * self._recipe.engine.accumulation))
-        own = spec.name if spec.num_outputs is not None else ""
         return (
-            size, batch.inputs, batch.targets, spec.input_net, spec.output_net, own, task.mixup,
+            size, batch.inputs, batch.targets, spec.input_net, spec.output_net, task.mixup,
             task.label_smoothing, spec.loss, spec.drop_layer,
         )  # fmt: skip
 

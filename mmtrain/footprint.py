@@ -27,6 +27,7 @@ from mmtrain.engines.recompute import recompute_blocks
 from mmtrain.initialize import frozen_owners
 from mmtrain.layers.experts import Experts
 from mmtrain.layers.moe import MoE
+from mmtrain.layers.timing import forget_tables
 from mmtrain.longest import LongestBatch, zeros
 from mmtrain.models.model import MultiTaskModel, TaskSpec, build_model
 from mmtrain.objective import micro_loss
@@ -276,6 +277,7 @@ class StepTracer:
         try:
             yield
         finally:
+            forget_tables()
             for handle in handles:
                 handle.remove()
 

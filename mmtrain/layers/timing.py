@@ -25,3 +25,8 @@ def _table(length: int, depth: int, dtype: torch.dtype, device: torch.device) ->
     angles = torch.arange(length, dtype=torch.float64)[:, None] * rates
     signal = torch.stack([angles.sin(), angles.cos()], dim=-1).reshape(length, -1)
     return signal[:, :depth].to(device=device, dtype=dtype)
+
+
+def forget_tables() -> None:
+    """Drops all tables: those made while a model was traced without data have none."""
+    _table.cache_clear()

@@ -3,6 +3,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from mmtrain.amounts import AmountError, parse_bytes, parse_resources
@@ -246,6 +247,15 @@ def test_a_step_trains_the_task_s_owners_and_no_others():
     found = tracer.trace([batch], world_size=2, keeps_gradients=True)
     assert any(name.startswith("heads.digit") for name in found.trained)
     assert not any("spoken_digit" in name for name in found.trained)
+
+
+def test_a_traced_model_leaves_nothing_behind_that_has_no_data():
+    recipe = load_recipe("debug")
+    plan_run(recipe.only(["parsing"]), data_dir=NOWHERE)
+    model = build_model(recipe.model, specs_of(recipe), seed=0)
+    ids = torch.ones(1, 4, dtype=torch.int64)
+    out = model(task="parsing", inputs=ids, input_lengths=torch.tensor([4]), targets=ids)
+    assert out.logits.isfinite().all()
 
 
 # ---- refusals
