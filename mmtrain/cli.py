@@ -15,7 +15,7 @@ import typer
 from pydantic import ValidationError
 from rich.table import Table
 
-from mmtrain.commands import doctor, jobs, models, plan, serving, tune
+from mmtrain.commands import doctor, jobs, models, plan, predict, serving, tune
 from mmtrain.commands.options import (
     Address,
     AsJson,
@@ -176,36 +176,6 @@ def evaluate(
 
 
 @app.command()
-def predict(
-    model: Annotated[str, typer.Argument(help="Run folder, bundle folder or models:/NAME@ALIAS.")],
-    inputs: Annotated[list[str], typer.Argument(help="Texts; files for any other modality.")],
-    task: Annotated[
-        str | None, typer.Option(help="Task that answers; default: all of the inputs' modality.")
-    ] = None,
-    modality: Annotated[
-        str | None, typer.Option(help="Of the inputs, where the model takes several.")
-    ] = None,
-    beam: Annotated[int, typer.Option(min=1, help="Beam width; 1 is greedy.")] = 1,
-    as_json: AsJson = False,
-) -> None:
-    """Answer inputs with a trained model: one task, or every task of a modality."""
-    from mmtrain.predictor import Predictor
-
-    predictor = Predictor.load(model)
-    if task:
-        said = [{task: p} for p in predictor.predict(task, inputs, beam_size=beam)]
-    else:
-        said = predictor.predict_all(inputs, modality=modality, beam_size=beam)
-    for value, by_task in zip(inputs, said, strict=True):
-        for name, prediction in by_task.items():
-            if as_json:
-                print(json.dumps({"input": value, "task": name, **prediction.to_dict()}))
-                continue
-            line = (value, str(prediction)) if task else (value, name, str(prediction))
-            console.print("\t".join(line), highlight=False, markup=False, soft_wrap=True)
-
-
-@app.command()
 def extract(
     model: Annotated[str, typer.Argument(help="Run folder, bundle folder or models:/NAME@ALIAS.")],
     out: Annotated[Path, typer.Option(help="Folder of the smaller model.")],
@@ -322,6 +292,7 @@ app.command(
 )(jobs.submit)
 app.add_typer(jobs.jobs, name="jobs")
 app.add_typer(models.models, name="models")
+app.command("predict")(predict.predict)
 app.command("tune")(tune.tune)
 app.command("serve")(serving.serve)
 app.command("plan")(plan.plan)
