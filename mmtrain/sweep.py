@@ -136,7 +136,9 @@ class SweepConfig(BaseModel):
         "over weights and values of better ones; all.",
     )
     num_trials: int = Field(default=8, ge=1, description="Trials of the sweep.")
-    concurrent: int = Field(default=2, ge=1, description="Trials at once.")
+    concurrent: int = Field(
+        default=2, ge=1, description="Trials at once; of 'pbt' all are, or none could take over."
+    )
     num_steps: int | None = Field(
         default=None, ge=1, description="Steps of a trial; None: the recipe's."
     )
@@ -169,6 +171,11 @@ class SweepConfig(BaseModel):
         if wrong or (self.weights and not any(self.weights.values())):
             raise ValueError(f"weights must be at least 0 and not all 0, not {self.weights}")
         return self
+
+    @property
+    def at_once(self) -> int:
+        """Trials that run at the same time."""
+        return self.num_trials if self.scheduler == "pbt" else min(self.concurrent, self.num_trials)
 
     def with_(self, **fields: Any) -> "SweepConfig":
         """The same sweep with other fields, checked again; None leaves a field as it is."""

@@ -45,6 +45,30 @@ class SweepProgress:
         return sum(record.has_ended for record in self.records)
 
 
+class SweepBoard:
+    """Which number each of Tune's trials has, and how far they are; an actor."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._steps: dict[int, int] = {}
+
+    def number_of(self, identity: str, number: int) -> int:
+        """The number of a trial: the first that it said. A copied config holds another's."""
+        return self._numbers.setdefault(identity, number)
+
+    def numbers(self) -> dict[str, int]:
+        """Of all trials that have begun, by Tune's name."""
+        return self._numbers
+
+    def write(self, number: int, step: int) -> None:
+        """A trial posts."""
+        self._steps[number] = step
+
+    def read(self) -> dict[int, int]:
+        """The driver looks."""
+        return self._steps
+
+
 def shown_values(record: TrialRecord) -> str:
     """A trial's values in a line, fields by their last two names."""
     pairs = (

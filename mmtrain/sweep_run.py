@@ -9,6 +9,7 @@ references.json            of --per-task: what each task reached alone
 
 import json
 import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from rich.console import Console
 
 from mmtrain.export import code_version
 from mmtrain.recipe import Recipe
-from mmtrain.runs import BUNDLE, CHECKPOINTS, RECIPE, RunFailedError, open_corpora
+from mmtrain.runs import BUNDLE, CHECKPOINTS, RECIPE, RunFailedError, prepare_run
 from mmtrain.sweep import (
     SweepConfig,
     SweepError,
@@ -104,7 +105,7 @@ def run_sweep(
     began, out, data_dir = time.monotonic(), out.absolute(), data_dir.absolute()
     recipe = base_recipe(recipe, sweep)
     check_sweep(sweep, recipe)
-    open_corpora(recipe, data_dir)
+    _check_recipe(recipe, data_dir=data_dir, tracking=tracking)
     _claim(recipe, sweep, out=out, resume=resume)
     config = tracking or TrackingConfig()
     config = config.model_copy(update={"uri": tracking_uri(config, out=out)})
@@ -131,6 +132,13 @@ def run_sweep(
         raise
     tracker.close(status="FINISHED")
     return outcome
+
+
+def _check_recipe(recipe: Recipe, *, data_dir: Path, tracking: TrackingConfig | None) -> None:
+    """Refuses what no trial could train, as `mmtrain train` would; leaves nothing behind."""
+    with tempfile.TemporaryDirectory() as folder:
+        uri = tracking.uri if tracking else None
+        prepare_run(recipe, out=Path(folder), data_dir=data_dir, resume=False, tracking_uri=uri)
 
 
 def _claim(recipe: Recipe, sweep: SweepConfig, *, out: Path, resume: bool) -> None:

@@ -12,6 +12,7 @@ import random
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import ray
 from ray import tune as ray_tune
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import (
     ASHAScheduler,
     FIFOScheduler,
@@ -44,7 +46,7 @@ from mmtrain.sweep import (
     measured_steps,
     sweep_cpus,
 )
-from mmtrain.sweep_display import SweepDisplay, SweepProgress
+from mmtrain.sweep_display import SweepBoard, SweepDisplay, SweepProgress
 from mmtrain.sweep_study import (
     STUDY,
     build_sampler,
@@ -141,30 +143,6 @@ def _give_up(timeout_s: float) -> None:
     """A trial that takes too long ends its process; Tune restarts it as often as it may."""
     logger.error("a trial took longer than %.0f s and is ended", timeout_s)
     os._exit(1)
-
-
-class SweepBoard:
-    """Which number each of Tune's trials has, and how far they are; an actor."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
-        self._steps: dict[int, int] = {}
-
-    def number_of(self, identity: str, number: int) -> int:
-        """The number of a trial: the first that it said. A copied config holds another's."""
-        return self._numbers.setdefault(identity, number)
-
-    def numbers(self) -> dict[str, int]:
-        """Of all trials that have begun, by Tune's name."""
-        return self._numbers
-
-    def write(self, number: int, step: int) -> None:
-        """A trial posts."""
-        self._steps[number] = step
-
-    def read(self) -> dict[int, int]:
-        """The driver looks."""
-        return self._steps
 
 
 # ---- what Tune is given
@@ -303,15 +281,21 @@ def _pbt(sweep: SweepConfig, *, interval: int) -> PopulationBasedTraining:
     )
 
 
-class _Watch(ray_tune.Callback):
+class _Watch(TrialProgressCallback):  # in its place, which prints even when told not to
     """Counts trials that are over, and notes in the records how Tune ended one.
 
     Of trials that run when a sweep is interrupted or out of time it is not told.
     """
 
     def __init__(self, plan: TrialPlan, board: Any) -> None:
+        super().__init__()
         self._plan, self._board = plan, board
         self.num_over = 0
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
+        """The records say it."""
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """The scheduler stopped it, or it is over."""
@@ -362,10 +346,10 @@ def run_trials(plan: TrialPlan, *, address: str | None, console: Console) -> Tri
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints even when told not to
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # failed trials have none
-    needed = math.ceil(sweep_cpus(recipe, concurrent=sweep.concurrent)) + 1
+    needed = math.ceil(sweep_cpus(recipe, concurrent=sweep.at_once)) + 1
     began = time.monotonic()
     with cluster_of(needed, address=address):
-        check_sweep_resources(ray.cluster_resources(), concurrent=sweep.concurrent, recipe=recipe)
+        check_sweep_resources(ray.cluster_resources(), concurrent=sweep.at_once, recipe=recipe)
         board: Any = ray.remote(num_cpus=0)(SweepBoard).remote()  # ray types it as a function
 
         watch = _Watch(plan, board)
@@ -384,7 +368,7 @@ def run_trials(plan: TrialPlan, *, address: str | None, console: Console) -> Tri
                 search_alg=search,
                 scheduler=build_scheduler(sweep, num_steps=recipe.num_steps, records=records),
                 num_samples=todo,
-                max_concurrent_trials=sweep.concurrent,
+                max_concurrent_trials=sweep.at_once,
                 time_budget_s=_budget_s(sweep, todo),
             ),
             run_config=ray_tune.RunConfig(
@@ -396,7 +380,8 @@ def run_trials(plan: TrialPlan, *, address: str | None, console: Console) -> Tri
             ),
         )
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
-        with SweepDisplay(latest, console=console):
+        with SweepDisplay(latest, console=console), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Consider boosting PBT")
             tuner.fit()
     return TrialsRun(tuple(read_records(plan.out)), is_whole=watch.num_over >= todo)
 
@@ -410,5 +395,5 @@ def _resources(recipe: Recipe) -> Any:
 
 def _budget_s(sweep: SweepConfig, todo: int) -> float:
     """Longest time of all trials, each restarted as often as it may."""
-    rounds = math.ceil(todo / sweep.concurrent)
+    rounds = math.ceil(todo / sweep.at_once)
     return sweep.timeout_s * rounds * (1 + sweep.max_failures)

@@ -19,7 +19,11 @@ def learning_rate(recipe: Recipe) -> SweepConfig:
 def learning_rate_pbt(recipe: Recipe) -> SweepConfig:
     """The same while training: worse trials take over better ones' weights, rates changed."""
     return SweepConfig(
-        name="learning_rate_pbt", space=_learning_rates(recipe), scheduler="pbt", rungs=4
+        name="learning_rate_pbt",
+        space=_learning_rates(recipe),
+        scheduler="pbt",
+        num_trials=4,
+        rungs=4,
     )
 
 

@@ -248,6 +248,13 @@ def test_trials_that_do_not_fit_are_refused_with_the_numbers(debug):
         check_sweep_resources({"CPU": 99, "GPU": 1}, concurrent=2, recipe=two.with_(use_gpu=True))
 
 
+def test_population_runs_at_once(debug):
+    sweep = load_sweep("learning_rate_pbt", debug)
+    assert sweep.with_(num_trials=6, concurrent=2).at_once == 6
+    assert sweep.with_(num_trials=6, concurrent=2, scheduler="asha").at_once == 2
+    assert sweep.with_(num_trials=1, concurrent=2, scheduler="asha").at_once == 1
+
+
 # ---- tasks alone
 
 
