@@ -102,3 +102,27 @@ def test_a_probe_moves_its_head_and_not_a_bit_of_the_body_and_resumes_exactly(
     for state in checkpoint.states(again):
         for key, value in state.tensors.items():
             assert torch.equal(straight[state.name][key], value), (state.name, key)
+
+
+def test_training_goes_on_without_mlflow_and_loses_nothing(data_dir, tmp_path):
+    recipe = tmp_path / "recipe.json"
+    recipe.write_text(two_tasks("polyvit_tiny").model_dump_json())
+    away, nowhere = tmp_path / "away", "http://127.0.0.1:9"
+    mmtrain("train", recipe, "--out", away, "--data", data_dir, "--tracking", nowhere)
+    assert load_bundle(away / "bundle").card.lineage.step == 4
+    store = f"sqlite:///{tmp_path / 'later.db'}"
+    client = MlflowClient(store)
+    client.create_experiment("mmtrain", (tmp_path / "artifacts").as_uri())
+    mmtrain("models", "register", away, "--name", "away", "--tracking", store)
+    version = client.get_model_version_by_alias("away", "candidate")
+    run = client.get_run(version.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["num_steps"] == "4"
+    assert {item.dataset.name for item in run.inputs.dataset_inputs} == {"digit", "scan"}
+    steps = {
+        point.step
+        for task in ("digit", "scan")
+        for point in client.get_metric_history(version.run_id, f"train/{task}/loss")
+    }
+    assert steps == {1, 2, 3, 4}
+    assert "recipe.json" in {file.path for file in client.list_artifacts(version.run_id)}
