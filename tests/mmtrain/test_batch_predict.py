@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from typer.testing import CliRunner
 
 from mmtrain.batch_answers import BatchJob, predict_part
 from mmtrain.batch_inputs import BatchInputError, InputData, open_input, parts, read_rows
@@ -20,9 +21,10 @@ from mmtrain.batch_output import (
     record,
 )
 from mmtrain.batch_predict import BatchError, choose_tasks
+from mmtrain.cli import app
 from mmtrain.export import load_bundle
 from mmtrain.predictor import Predictor
-from pipelines.errors import UnknownNameError
+from pipelines.errors import MMTrainError, UnknownNameError
 from tests.mmtrain.example_bundle import example_bundle
 from tests.mmtrain.example_corpus import SENTENCES, build_example_corpora, example_vocabulary, shade
 
@@ -283,3 +285,19 @@ def test_sentences_of_a_text_file_are_a_row_each(tmp_path: Path):
     assert all(isinstance(value, Path) for value in values(open_input(str(tmp_path))))
     assert values(open_input(str(tmp_path / "1.txt"))) == [SENTENCES[1]]
     assert np.shape(values(open_input(str(tmp_path)))) == (3,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--input", "a.txt"], "--input and --output go together"),
+        (["--output", "out"], "--input and --output go together"),
+        ([], "nothing to answer"),
+        (["Peru", "--input", "a.txt", "--output", "out"], "not both"),
+        (["--input", "none.txt", "--output", "out"], "no files at none.txt"),
+    ],
+)
+def test_arguments_that_do_not_go_together_are_refused(arguments: list[str], says: str):
+    ended = CliRunner().invoke(app, ["predict", "no/such/run", *arguments])
+    assert isinstance(ended.exception, MMTrainError)
+    assert says in str(ended.exception)
