@@ -51,7 +51,7 @@ def _table(title: str, first: str, rest: Sequence[str]) -> Table:
     table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1))
     table.add_column(first, no_wrap=True)
     for heading in rest:
-        table.add_column(heading.replace("_", "-"), justify="right")
+        table.add_column(heading.replace("_", "-"), justify="right", no_wrap=True)
     return table
 
 
@@ -65,20 +65,14 @@ def parameter_table(plan: RunPlan) -> Table:
 
 
 def memory_table(layouts: Sequence[Layout]) -> Table:
-    """Memory of a rank at the moment at which it is most."""
-    headings = [*SHARES, "total", "on host", "at the moment of"]
-    table = _table("\nmemory of a rank, at most", "workers", headings)
-    for layout in layouts:
-        memory = layout.memory
-        if memory is None:
-            table.add_row(str(layout.workers), *["-"] * (len(headings) - 1), "refused, see below")
-            continue
-        cells = [size(getattr(memory, name)) for name in SHARES]
-        moment = f"{memory.moment} of {memory.task}" if len(memory.task) < 40 else memory.moment
+    """Memory of a rank at the moment at which it is most: a column for each number of workers."""
+    table = _table("\nmemory of a rank, at most", "workers", [str(one.workers) for one in layouts])
+    for share in (*SHARES, "total", "host"):
         table.add_row(
-            str(layout.workers), *cells, f"[bold]{size(memory.total)}[/bold]",
-            size(memory.host), moment + (" [red](refused)[/red]" if layout.refused else ""),
-        )  # fmt: skip
+            share, *(size(getattr(one.memory, share)) if one.memory else "-" for one in layouts)
+        )
+    table.add_row("moment", *(one.memory.moment if one.memory else "-" for one in layouts))
+    table.add_row("starts", *("refused" if one.refused else "yes" for one in layouts))
     return table
 
 
@@ -109,7 +103,7 @@ def batch_table(plan: RunPlan) -> Table:
 def combination_table(found: Sequence[Combination]) -> Table:
     """Which engines can be: a row for each number of workers and engine, a column a share."""
     sizes = sorted({one.ep_size for one in found})
-    table = _table("\nengines", "workers", ["engine", "ZeRO", *(f"ep_size {n}" for n in sizes)])
+    table = _table("\nengines", "workers", ["engine", "ZeRO", *(f"ep {n}" for n in sizes)])
     rows: dict[tuple[int, str, int], dict[int, list[str]]] = {}
     for one in found:
         cells = rows.setdefault((one.workers, one.engine, one.zero_stage), {})
