@@ -67,7 +67,9 @@ def front_figure(
     for place, (axes, other) in enumerate(
         zip(figure.subplots(1, len(others), squeeze=False).flat, others, strict=True)
     ):
-        _draw_front(axes, records, front, knee=knee, across=other, up=first)
+        _draw_front(
+            axes, records, front, knee=knee, across=other, up=first, is_line=len(others) == 1
+        )
         axes.set(xlabel=LABELS[other], ylabel="" if place else LABELS[first])
         _plain(axes)
     return figure
@@ -81,7 +83,10 @@ def _draw_front(
     knee: TrialRecord,
     across: Objective,
     up: Objective,
+    is_line: bool,
 ) -> None:
+    """One panel; of two objectives in all the front is a line, of more it is none."""
+
     def places(some: Sequence[TrialRecord]) -> tuple[list[float], list[float]]:
         return [r.objectives[across] for r in some], [r.objectives[up] for r in some]
 
@@ -91,7 +96,8 @@ def _draw_front(
         color="#9b9fa6",
         s=16,
     )
-    axes.plot(*places(sorted(front, key=lambda r: r.objectives[across])), color=ACCENT, lw=0.8)
+    if is_line:
+        axes.plot(*places(sorted(front, key=lambda r: r.objectives[across])), color=ACCENT, lw=0.8)
     axes.scatter(*places(front), color=ACCENT, s=26, zorder=2)
     axes.scatter(*places([knee]), s=110, facecolors="none", edgecolors=INK, zorder=3)
     for record in front:
