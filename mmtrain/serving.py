@@ -82,10 +82,11 @@ def serving(
             if not joined:
                 _init_ray(place)
             _check_resources(place)
-            _run(sources, config=config, place=place, http=http)
-            yield place.url
+            with _running(sources, config=config, place=place, http=http):
+                yield place.url
         finally:
-            _stop(joined=joined)
+            if not joined:
+                ray.shutdown()  # and all of Ray Serve with the cluster, which is ours
 
 
 def serve_forever(sources: Sequence[ModelSource], *, config: ServingConfig, place: Place) -> None:
@@ -134,17 +135,23 @@ def _token() -> SecretStr | None:
     return SecretStr(token) if token else None
 
 
-def _run(
+@contextlib.contextmanager
+def _running(
     sources: Sequence[ModelSource], *, config: ServingConfig, place: Place, http: dict[str, Any]
-) -> None:
+) -> Iterator[None]:
+    """The app on a cluster; when it is taken away, requests that are being answered end first."""
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(http_options=http, logging_config=_QUIET)
     try:
-        serve.run(_bind(sources, config, place), name=APP, route_prefix="/")
-    except RuntimeError as error:
-        raise ServingError(f"{error} {_reason()}; see the logs of Ray Serve") from None
+        try:
+            serve.run(_bind(sources, config, place), name=APP, route_prefix="/")
+        except RuntimeError as error:
+            raise ServingError(f"{error} {_reason()}; see the logs of Ray Serve") from None
+        yield
+    finally:
+        serve.delete(APP)
 
 
 def _bind(sources: Sequence[ModelSource], config: ServingConfig, place: Place) -> Any:
@@ -156,7 +163,7 @@ def _bind(sources: Sequence[ModelSource], config: ServingConfig, place: Place) -
         name=_DEPLOYMENT,
         num_replicas=place.replicas,
         max_ongoing_requests=config.max_queue + _SPARE_REQUESTS,
-        max_queued_requests=config.max_queue,
+        max_queued_requests=place.replicas * config.max_queue + _SPARE_REQUESTS,
         ray_actor_options={"num_cpus": place.cpus, "num_gpus": place.gpus},
         graceful_shutdown_timeout_s=5.0,
         logging_config=_QUIET,
@@ -203,18 +210,6 @@ def _reason() -> str:
     messages = [of.message for of in application.deployments.values()] if application else []
     lines = [line.strip() for text in messages for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else ""
-
-
-def _stop(*, joined: bool) -> None:
-    """Takes the app away; of a cluster at an address, Ray Serve itself and other apps stay."""
-    from ray import serve
-
-    if not ray.is_initialized():
-        return
-    with contextlib.suppress(Exception):  # it may not have come to run
-        serve.delete(APP)  # lets requests that are being answered end
-    if not joined:
-        ray.shutdown()  # and all of Ray Serve with the cluster, if that is ours
 
 
 def _init_ray(place: Place) -> None:

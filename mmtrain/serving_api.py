@@ -114,8 +114,9 @@ def _add_routes(app: FastAPI, service: Service, *, meters: Meters, peers: Collec
         networks = service.networks
         return TasksAnswer(
             tasks=[
-                to_task(name, task, whole=networks.whole(name))
+                to_task(name, task, whole=whole, has_parts=networks.has_parts(whole))
                 for name, task in networks.tasks.items()
+                for whole in [networks.whole(name)]
             ],
             networks=[to_network(one, whole=networks.whole_of(one)) for one in networks.networks],
             limits=service.config.limits,

@@ -223,6 +223,10 @@ class Networks:
         subset = self.subset(whole, subtasks)
         return Network(predictor, uri=uri, named=False, subset=subset, root=whole.root)
 
+    def has_parts(self, whole: Network) -> bool:
+        """Whether cuts or parts of a model are served beside it."""
+        return any(one.root == whole.root and one is not whole for one in self.networks)
+
     def whole_of(self, network: Network) -> Network:
         """The model that a network is a part of, or itself."""
         alike = [one for one in self.networks if one.root == network.root]

@@ -91,7 +91,9 @@ class TaskAnswer(BaseModel):
     classes: list[str] = Field(description="Classes that it chooses from.")
     values: list[str] = Field(description="Numbers that it predicts.")
     takes: dict[str, float] = Field(description="Its input's size and bounds, as it was trained.")
-    subtasks: list[str] = Field(description="Basis subtasks that may be named with it.")
+    subtasks: list[str] = Field(
+        description="Basis subtasks that may be named with it; none: the whole model answers."
+    )
     network: NetworkAnswer = Field(description="Answers when no subtasks are named.")
 
 
@@ -138,8 +140,9 @@ def to_network(network: Network, *, whole: Network) -> NetworkAnswer:
     return NetworkAnswer.model_validate(network.to_dict(whole=whole))
 
 
-def to_task(name: str, task: BundleTask, *, whole: Network) -> TaskAnswer:
-    """A task as it is sent."""
+def to_task(name: str, task: BundleTask, *, whole: Network, has_parts: bool) -> TaskAnswer:
+    """A task as it is sent; `has_parts`: there are registered cuts or parts of its model."""
+    smaller = has_parts or whole.cuts_in_memory
     return TaskAnswer(
         name=name,
         modality=task.inputs.modality,
@@ -151,7 +154,7 @@ def to_task(name: str, task: BundleTask, *, whole: Network) -> TaskAnswer:
             for field, value in task.inputs.model_dump(include=set(_TAKES)).items()
             if value is not None
         },
-        subtasks=[one for one in whole.subtasks if _has(whole, one, task=name)],
+        subtasks=[one for one in whole.subtasks if smaller and _has(whole, one, task=name)],
         network=to_network(whole, whole=whole),
     )
 

@@ -84,7 +84,7 @@ function chooseTask() {
   at("task-hint").textContent = hint(tasks);
   takeFile(null);
   const subtasks = [...new Set(tasks.flatMap((task) => task.subtasks))];
-  at("subtasks").hidden = subtasks.length === 0 || listing.tasks.every((task) => task.subtasks.join() === task.name);
+  at("subtasks").hidden = subtasks.length === 0;
   at("subtask-choices").replaceChildren();
   for (const name of subtasks) {
     const label = make("label", { parent: at("subtask-choices") });

@@ -22,9 +22,11 @@ function bar(parent, share) {
   return track;
 }
 
-function bars(scores, parent) {
+function bars(scores, { inOrder, parent }) {
   const list = make("dl", { cls: "bars", parent });
-  for (const [name, share] of Object.entries(scores)) {
+  const rows = Object.entries(scores); // names that are numbers come first, whatever was sent
+  if (!inOrder) rows.sort(([, one], [, other]) => other - one);
+  for (const [name, share] of rows) {
     make("dt", { text: name, parent: list });
     bar(list, share);
     make("dd", { text: percent(share), cls: "number", parent: list });
@@ -132,7 +134,7 @@ export async function showAnswer(answer, { file, task, parent }) {
   make("h2", { text: answer.task, parent: card });
   make("p", { text: answer.tree ? "" : answer.text, cls: "said", parent: card });
   if (answer.tree) tree(answer.tree, card);
-  if (Object.keys(answer.scores).length) bars(answer.scores, card);
+  if (Object.keys(answer.scores).length) bars(answer.scores, { inOrder: task?.answers === "labels", parent: card });
   if (answer.log_prob !== null && !Object.keys(answer.scores).length) {
     const surprise = answer.log_prob.toFixed(2);
     make("p", { text: `log-probability ${surprise}`, cls: "aside", parent: card });
