@@ -35,10 +35,11 @@ def scores_figure(records: Sequence[TrialRecord], *, objective: Objective) -> Fi
     """Each measured trial's value, and the best up to it."""
     figure = Figure(figsize=(6.8, 2.6), layout="constrained")
     axes = figure.subplots()
-    places = [record.number for record in records if record.objectives]
-    values = [record.objectives[objective] for record in records if record.objectives]
+    measured = [record for record in records if objective in record.objectives]
+    places = [record.number for record in measured]
+    values = [record.objectives[objective] for record in measured]
     best = np.maximum if objective in LARGER_IS_BETTER else np.minimum
-    ended = [record.state == "finished" for record in records if record.objectives]
+    ended = [record.state == "finished" for record in measured]
     colours = [ACCENT if whole else "#9b9fa6" for whole in ended]
     axes.scatter(places, values, c=colours, s=22, zorder=2)
     known = [(p, v) for p, v, whole in zip(places, values, ended, strict=True) if whole]
