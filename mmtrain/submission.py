@@ -176,8 +176,6 @@ def _parse(arguments: Sequence[str]) -> tuple[str, dict[str, Any]]:
         raise UnknownNameError("command for a cluster", name, tuple(able))
     try:
         context = able[name].make_context(name, list(arguments[1:]))
-    except typer.Exit:  # --help was printed
-        raise
     except Exception as error:
         if not hasattr(error, "format_message"):  # not the command line's own
             raise

@@ -24,7 +24,7 @@ ENDLESS = (*TRAIN, "--out", "runs/endless", "--set", "num_steps=100000")
 def cluster(tmp_path_factory) -> Iterator[TokenCluster]:
     folder = Path(tmp_path_factory.getbasetemp()) / "c"  # sockets below it have short names
     folder.mkdir()
-    with token_cluster(folder, num_cpus=3) as started:
+    with token_cluster(folder, node_cpus=3) as started:
         yield started
 
 

@@ -1,8 +1,10 @@
-"""A Ray cluster as `ray start --head` makes it, with token authentication on, for tests of jobs.
+"""A Ray cluster for tests of jobs: token authentication on, a head that runs no work, and a node
+that the autoscaler starts when a run asks for it (a process here, by Ray's own fake provider).
 
-Its processes are one session of their own, and that session alone is stopped at the end.
+Its processes are those below one that we started, and these alone are stopped at the end.
 """
 
+import json
 import os
 import signal
 import socket
@@ -17,9 +19,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from ray.autoscaler._private.fake_multi_node.node_provider import (
+    FAKE_HEAD_NODE_ID,
+    FAKE_HEAD_NODE_TYPE,
+)
 
 TOKEN = "7c" * 32
 START_S = 120
+COMMANDS = (
+    "cluster_synced_files", "initialization_commands", "setup_commands", "head_setup_commands",
+    "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands",
+)  # fmt: skip
 BIN = Path(sys.executable).parent
 
 
@@ -42,7 +52,7 @@ class TokenCluster:
 
 
 @contextmanager
-def token_cluster(folder: Path, *, num_cpus: int) -> Iterator[TokenCluster]:
+def token_cluster(folder: Path, *, node_cpus: int) -> Iterator[TokenCluster]:
     """Starts a cluster and waits until it answers; stops what it started."""
     gcs, dashboard, agent, client = free_ports(4)
     environment = {
@@ -53,11 +63,18 @@ def token_cluster(folder: Path, *, num_cpus: int) -> Iterator[TokenCluster]:
         "RAY_AUTH_TOKEN": TOKEN,
         "OMP_NUM_THREADS": "1",
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+        "RAY_FAKE_CLUSTER": "1",
+        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+        "MMTRAIN_NODES_WAIT_S": "200",
     }
+    config = folder / "cluster.json"
+    config.write_text(json.dumps(growing(node_cpus, gcs=f"127.0.0.1:{gcs}")))
     with ExitStack() as cleanup, (folder / "head.log").open("wb") as log:
         head = subprocess.Popen(
             [
-                str(BIN / "ray"), "start", "--head", "--block", f"--num-cpus={num_cpus}",
+                str(BIN / "ray"), "start", "--head", "--block", "--num-cpus=0",
+                "--node-ip-address=127.0.0.1",
+                f"--autoscaling-config={config}",
                 f"--port={gcs}", f"--dashboard-port={dashboard}",
                 f"--dashboard-agent-listen-port={agent}", f"--ray-client-server-port={client}",
                 "--disable-usage-stats", f"--temp-dir={folder / 'ray'}",
@@ -69,6 +86,31 @@ def token_cluster(folder: Path, *, num_cpus: int) -> Iterator[TokenCluster]:
         address = f"http://127.0.0.1:{dashboard}"
         wait_until_it_answers(address, head=head, log=folder / "head.log")
         yield TokenCluster(address, {**environment, "RAY_ADDRESS": address})
+
+
+def growing(node_cpus: int, *, gcs: str) -> dict[str, object]:
+    """A cluster that has a head alone, and one node more when it is asked for."""
+    return {
+        "cluster_name": "growing",
+        "max_workers": 1,
+        "idle_timeout_minutes": 30,
+        "upscaling_speed": 1.0,
+        "provider": {
+            "type": "fake_multinode", "head_node_id": FAKE_HEAD_NODE_ID, "gcs_address": gcs,
+            "disable_node_updaters": True,
+        },
+        "auth": {"ssh_user": "nobody"},
+        "file_mounts": {},
+        **{name: [] for name in COMMANDS},
+        "head_node_type": FAKE_HEAD_NODE_TYPE,
+        "available_node_types": {
+            FAKE_HEAD_NODE_TYPE: {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+            "node": {
+                "resources": {"CPU": node_cpus, "object_store_memory": 100_000_000},
+                "node_config": {}, "min_workers": 0, "max_workers": 1,
+            },
+        },
+    }  # fmt: skip
 
 
 def free_ports(count: int) -> list[int]:
