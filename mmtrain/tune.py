@@ -63,7 +63,7 @@ from mmtrain.sweep_trials import (
     values_key,
     write_record,
 )
-from mmtrain.train import cluster_of, run_workers, train_worker
+from mmtrain.train import cluster_of, run_workers, train_worker, wait_for_nodes
 from mmtrain.trial import TrialPlan, run_segments, take_over
 
 logger = logging.getLogger(__name__)
@@ -349,6 +349,9 @@ def run_trials(plan: TrialPlan, *, address: str | None, console: Console) -> Tri
     needed = math.ceil(sweep_cpus(recipe, concurrent=sweep.at_once)) + 1
     began = time.monotonic()
     with cluster_of(needed, address=address):
+        if address:
+            at_once = sweep.concurrent * recipe.num_workers
+            wait_for_nodes(num_cpus=needed - 1, num_gpus=at_once if recipe.use_gpu else 0)
         check_sweep_resources(ray.cluster_resources(), concurrent=sweep.at_once, recipe=recipe)
         board: Any = ray.remote(num_cpus=0)(SweepBoard).remote()  # ray types it as a function
 
