@@ -9,6 +9,7 @@ from mmtrain.optim import OptimizerConfig
 from mmtrain.recipe import Recipe
 from pipelines.layout import BuildConfig
 from pipelines.schedule import ScheduleConfig
+from pipelines.task import Task
 from pipelines.tasks.multimodel import TASKS
 
 VOCABULARY_SIZE = 2000
@@ -48,6 +49,7 @@ def multimodel_8() -> Recipe:
     workers = 8
     return quickstart().with_(
         name="multimodel_8",
+        tasks={task.name: _divisible(task, by=workers) for task in TASKS},
         model=ModelConfig(
             family="multimodel",
             body=multimodel.Config.paper(),
@@ -71,6 +73,13 @@ def multimodel_8() -> Recipe:
         validate_every=10_000,
         save_every=5_000,
     )
+
+
+def _divisible(task: Task, *, by: int) -> Task:
+    """The task with global batches of which every worker gets as many examples."""
+    if task.batch_size is None:
+        return task.model_copy(update={"batch_multiple": by})
+    return task.model_copy(update={"batch_size": -(-task.batch_size // by) * by})
 
 
 def debug() -> Recipe:

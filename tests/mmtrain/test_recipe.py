@@ -2,6 +2,7 @@ import pytest
 
 from mmtrain.recipe import Recipe, RecipeError, load_recipe, override, recipe_functions
 from pipelines.errors import UnknownNameError
+from pipelines.plan import bucket_batch_sizes, check_divides
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +101,18 @@ def test_only_keeps_the_tasks_named(recipe):
 def test_every_shipped_recipe_builds_and_survives_json(name):
     built = load_recipe(name)
     assert Recipe.model_validate_json(built.model_dump_json()) == built
+
+
+@pytest.mark.parametrize("name", sorted(recipe_functions()))
+def test_every_shipped_recipe_shares_its_batches_out_over_its_workers(name):
+    shipped = load_recipe(name)
+    for task in shipped.tasks.values():
+        check_divides(
+            task.name,
+            bucket_batch_sizes(task, bounds=task.bucket_bounds or (32,)),
+            world_size=shipped.num_workers,
+            accumulation=shipped.engine.accumulation,
+        )
 
 
 def test_a_run_of_some_tasks_has_their_subtasks_alone():
