@@ -349,9 +349,8 @@ def run_trials(plan: TrialPlan, *, address: str | None, console: Console) -> Tri
     needed = math.ceil(sweep_cpus(recipe, concurrent=sweep.at_once)) + 1
     began = time.monotonic()
     with cluster_of(needed, address=address):
-        if address:
-            at_once = sweep.concurrent * recipe.num_workers
-            wait_for_nodes(num_cpus=needed - 1, num_gpus=at_once if recipe.use_gpu else 0)
+        gpus = sweep.concurrent * recipe.num_workers if recipe.use_gpu else 0
+        wait_for_nodes(num_cpus=needed - 1, num_gpus=gpus)
         check_sweep_resources(ray.cluster_resources(), concurrent=sweep.at_once, recipe=recipe)
         board: Any = ray.remote(num_cpus=0)(SweepBoard).remote()  # ray types it as a function
 
