@@ -21,9 +21,9 @@ import ray
 import ray.data
 import torch
 
-from mmtrain.batch_answers import MAX_REASONS, BatchJob, predict_part
-from mmtrain.batch_inputs import InputData, Part, open_input, parts
-from mmtrain.batch_output import PartReport, Request, complete, open_output, record
+from mmtrain.bulk.answers import MAX_REASONS, BatchJob, predict_part
+from mmtrain.bulk.inputs import InputData, Part, open_input, parts
+from mmtrain.bulk.output import PartReport, Request, complete, open_output, record
 from mmtrain.export import Bundle, BundleTask, find_bundle, load_bundle, load_card
 from mmtrain.predictor import Predictor
 from pipelines.build import quiet_context

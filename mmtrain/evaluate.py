@@ -78,13 +78,14 @@ def evaluate_and_record(
         RegistryError: it is no registered version, only a part is measured, or MLflow cannot be
             reached.
     """
-    from mmtrain import model_registry, model_versions  # import MLflow: seconds
+    from mmtrain import model_registry  # imports MLflow: seconds
+    from mmtrain.registry import versions
 
     if limit is not None:
         raise model_registry.RegistryError(
             f"--record keeps what whole splits say, --limit {limit} measures a part; leave one out"
         )
-    tracking_uri = model_versions.registry_uri(None)
+    tracking_uri = versions.registry_uri(None)
     version = model_registry.fixed_uri(uri, tracking_uri=tracking_uri)
     results = evaluate_model(version, data_dir=data_dir, split=split, tasks=tasks, limit=limit)
     model_registry.record(version, to_metrics(results), tracking_uri=tracking_uri)

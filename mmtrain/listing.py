@@ -72,7 +72,7 @@ def models() -> dict[str, str]:
 
 def sweeps() -> dict[str, str]:
     """Sweeps that `mmtrain tune --sweep` takes by name."""
-    from mmtrain.sweep import sweep_functions
+    from mmtrain.tuning.sweep import sweep_functions
 
     return {name: _first_line(function) for name, function in sweep_functions().items()}
 

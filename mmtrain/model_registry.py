@@ -20,11 +20,12 @@ import mlflow.artifacts
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 from mlflow.models import Model
 
 from mmtrain.export import Bundle, lineage_tags, load_bundle, load_card
 from mmtrain.mlflow_settings import bounded
-from mmtrain.served_model import ARTIFACT, save_pyfunc
+from mmtrain.registry.served_model import ARTIFACT, save_pyfunc
 from mmtrain.tracking import find_experiment
 from pipelines.errors import MMTrainError
 
@@ -85,9 +86,9 @@ def register(
     """
     check_name(name)
     bundle = load_bundle(folder)
-    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
     tags = lineage_tags(bundle)
     with calling(f"cannot register {name} at {tracking_uri}"):
+        client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
         asked = run_id or bundle.card.lineage.run_id
         run_id = _known_run(client, asked) or _own_run(client, experiment, name)
         model = _upload(client, folder, bundle=bundle, run_id=run_id)
@@ -117,8 +118,8 @@ def record(uri: str, metrics: Mapping[str, float], *, tracking_uri: str) -> None
     Raises:
         RegistryError: there is no such version, or it was registered without a LoggedModel.
     """
-    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
     with calling(f"cannot record metrics of {uri} at {tracking_uri}"):
+        client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
         name, version = _name_and_version(uri, tracking_uri=tracking_uri)
         found = client.get_model_version(name, version)
         if not (model_id := logged_model_id(found.source)):
@@ -151,7 +152,7 @@ def calling(
     try:
         with bounded(timeout_s, max_retries=max_retries):
             yield
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         said = str(getattr(error, "message", error)).strip().splitlines()[0]
         raise RegistryError(f"{doing}: {said}{'; ' + remedy if remedy else ''}") from None
 
@@ -175,8 +176,8 @@ def get_version(name: str, *, tracking_uri: str, alias: str = CANDIDATE) -> Mode
     Raises:
         RegistryError: no such model or alias.
     """
-    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
     with calling(f"no models:/{name}@{alias} at {tracking_uri}"):
+        client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
         found = client.get_model_version_by_alias(name, alias)
     return ModelVersion(name, str(found.version), tuple(found.aliases) or (alias,), found.tags)
 
@@ -257,8 +258,8 @@ def fixed_uri(uri: str, *, tracking_uri: str | None = None) -> str:
 
 def find_registered(digest: str, *, tracking_uri: str) -> str | None:
     """`models:/NAME/VERSION` of the newest version of a bundle of that digest; None: no version."""
-    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
     with calling(f"cannot search {tracking_uri}"):
+        client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
         found = client.search_model_versions(f"tags.bundle_digest = '{digest}'")
     newest = max(found, key=lambda version: version.creation_timestamp, default=None)
     return f"models:/{newest.name}/{newest.version}" if newest else None
@@ -270,8 +271,8 @@ def find_parts(digest: str, *, tracking_uri: str) -> list[ModelVersion]:
     Raises:
         RegistryError: MLflow cannot be reached.
     """
-    client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
     with calling(f"cannot search {tracking_uri}"):
+        client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
         found = client.search_model_versions(f"tags.parent_digest = '{digest}'")
         aliases = {
             name: client.get_registered_model(name).aliases

@@ -23,7 +23,7 @@ from mmtrain.export import BundleTask, save_bundle
 from mmtrain.layers.dense_moe import with_dense_experts
 from mmtrain.models.model import MultiTaskModel
 from mmtrain.predictor import Predictor
-from mmtrain.pyfunc_example import example_value
+from mmtrain.registry.pyfunc_example import example_value
 from mmtrain.runs import BUNDLE
 from pipelines import modalities
 from pipelines.errors import MMTrainError

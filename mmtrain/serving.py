@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import ray
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from mmtrain.serving_config import ServingConfig
-from mmtrain.serving_networks import ModelSource, ServingError, find_sources, load_networks
+from mmtrain.server.config import ServingConfig
+from mmtrain.server.networks import ModelSource, ServingError, find_sources, load_networks
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -180,7 +180,7 @@ def _replica_class() -> type:
             self._networks, self._config = load_networks(sources), config
 
         def __serve_build_asgi_app__(self) -> "FastAPI":
-            from mmtrain.serving_api import build_app
+            from mmtrain.server.api import build_app
 
             app = build_app(self._networks, self._config, peers=_counts)
             self._meters = app.state.meters

@@ -1,6 +1,6 @@
 """Sweeps on Ray Tune: trials run, are compared, and go on after an interruption.
 
-The records in the sweep's folder are the truth (`sweep_trials.py`). Ray Tune and Optuna get what
+The records in the sweep's folder are the truth (`tuning/trials.py`). Ray Tune and Optuna get what
 they must know of earlier trials from there, so nothing of theirs has to survive.
 """
 
@@ -35,7 +35,18 @@ from rich.console import Console
 from mmtrain.progress import RunProgress
 from mmtrain.recipe import Recipe
 from mmtrain.runs import Job
-from mmtrain.sweep import (
+from mmtrain.train import cluster_of, run_workers, train_worker, wait_for_nodes
+from mmtrain.tuning.display import SweepBoard, SweepDisplay, SweepProgress
+from mmtrain.tuning.study import (
+    STUDY,
+    build_sampler,
+    from_optuna,
+    optuna_distribution,
+    population,
+    study_storage,
+    to_optuna,
+)
+from mmtrain.tuning.sweep import (
     LARGER_IS_BETTER,
     Choice,
     Distribution,
@@ -46,25 +57,14 @@ from mmtrain.sweep import (
     measured_steps,
     sweep_cpus,
 )
-from mmtrain.sweep_display import SweepBoard, SweepDisplay, SweepProgress
-from mmtrain.sweep_study import (
-    STUDY,
-    build_sampler,
-    from_optuna,
-    optuna_distribution,
-    population,
-    study_storage,
-    to_optuna,
-)
-from mmtrain.sweep_trials import (
+from mmtrain.tuning.trial import TrialPlan, run_segments, take_over
+from mmtrain.tuning.trials import (
     TrialRecord,
     read_record,
     read_records,
     values_key,
     write_record,
 )
-from mmtrain.train import cluster_of, run_workers, train_worker, wait_for_nodes
-from mmtrain.trial import TrialPlan, run_segments, take_over
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Examine this machine and what it talks to; each line is ok or has its remedy."""
-    from mmtrain.doctor import Subject, all_checks, examine, is_well
+    from mmtrain.doctor.examine import Subject, all_checks, examine, is_well
 
     subject = Subject(
         folder=folder,

@@ -27,25 +27,25 @@ def list_registered(
     as_json: AsJson = False,
 ) -> None:
     """List the registered models, or the versions of one, a line each."""
-    from mmtrain import model_versions, version_tables
+    from mmtrain.registry import tables, versions
 
-    uri = model_versions.registry_uri(tracking)
+    uri = versions.registry_uri(tracking)
     if name is None:
-        found = model_versions.list_models(uri)
-        version_tables.print_models(found, console=console, as_json=as_json)
+        found = versions.list_models(uri)
+        tables.print_models(found, console=console, as_json=as_json)
         return
-    versions = model_versions.list_versions(name, tracking_uri=uri)
-    version_tables.print_versions(versions, console=console, as_json=as_json)
+    listed = versions.list_versions(name, tracking_uri=uri)
+    tables.print_versions(listed, console=console, as_json=as_json)
 
 
 @models.command()
 def show(version: Version, tracking: Tracking = None, as_json: AsJson = False) -> None:
     """Show where a version comes from and what was measured of it."""
-    from mmtrain import model_versions, version_tables
+    from mmtrain.registry import tables, versions
 
-    uri = model_versions.registry_uri(tracking)
-    facts = model_versions.read_version(version, tracking_uri=uri)
-    version_tables.print_version(facts, console=console, as_json=as_json)
+    uri = versions.registry_uri(tracking)
+    facts = versions.read_version(version, tracking_uri=uri)
+    tables.print_version(facts, console=console, as_json=as_json)
 
 
 @models.command()
@@ -53,11 +53,11 @@ def compare(
     first: Version, second: Version, tracking: Tracking = None, as_json: AsJson = False
 ) -> None:
     """Compare two versions: metrics beside their baselines, size, tasks, recipe."""
-    from mmtrain import model_versions, version_tables
+    from mmtrain.registry import tables, versions
 
-    uri = model_versions.registry_uri(tracking)
-    a, b = (model_versions.read_version(one, tracking_uri=uri) for one in (first, second))
-    version_tables.print_comparison(a, b, console=console, as_json=as_json)
+    uri = versions.registry_uri(tracking)
+    a, b = (versions.read_version(one, tracking_uri=uri) for one in (first, second))
+    tables.print_comparison(a, b, console=console, as_json=as_json)
 
 
 @models.command()
@@ -76,13 +76,13 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Move an alias to a version, if it fulfils what is required of it."""
-    from mmtrain import model_versions, version_tables
+    from mmtrain.registry import tables, versions
 
-    promoted = model_versions.promote(
+    promoted = versions.promote(
         name, version, alias=alias, requirements=require or (),
-        tracking_uri=model_versions.registry_uri(tracking),
+        tracking_uri=versions.registry_uri(tracking),
     )  # fmt: skip
-    version_tables.print_promoted(promoted, console=console, as_json=as_json)
+    tables.print_promoted(promoted, console=console, as_json=as_json)
 
 
 @models.command()
@@ -94,10 +94,10 @@ def download(
     as_json: AsJson = False,
 ) -> None:
     """Write a version's bundle to a folder, checked against its digests."""
-    from mmtrain import model_versions
+    from mmtrain.registry import versions
 
-    uri = model_versions.registry_uri(tracking)
-    folder = model_versions.download(version, out=out, tracking_uri=uri, force=force)
+    uri = versions.registry_uri(tracking)
+    folder = versions.download(version, out=out, tracking_uri=uri, force=force)
     if as_json:
         print(json.dumps({"out": str(folder)}))
         return
@@ -118,9 +118,9 @@ def register(
     as_json: AsJson = False,
 ) -> None:
     """Register a run's model with its results; what MLflow missed of the run is sent first."""
-    from mmtrain import model_versions
+    from mmtrain.registry import versions
 
-    made = model_versions.register_run(run, name=name, alias=alias, tracking=tracking)
+    made = versions.register_run(run, name=name, alias=alias, tracking=tracking)
     if as_json:
         print(json.dumps({"version": f"models:/{made.name}/{made.version}", "uri": made.uri}))
         return

@@ -27,9 +27,9 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Say what a run needs without starting it: memory, traffic, batches, disk, refusals."""
-    from mmtrain.amounts import parse_bytes, parse_resources
-    from mmtrain.estimate import plan_run
-    from mmtrain.plan_tables import print_plan
+    from mmtrain.planning.amounts import parse_bytes, parse_resources
+    from mmtrain.planning.estimate import plan_run
+    from mmtrain.planning.tables import print_plan
     from mmtrain.recipe import load_recipe
 
     found = plan_run(

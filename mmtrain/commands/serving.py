@@ -43,9 +43,9 @@ def serve(
     address: Address = None,
 ) -> None:
     """Serve models over HTTP: a page at /, an API at /docs; Ctrl-C stops."""
+    from mmtrain.server.config import Limits, ServingConfig
+    from mmtrain.server.networks import find_sources
     from mmtrain.serving import Place, serve_forever
-    from mmtrain.serving_config import Limits, ServingConfig
-    from mmtrain.serving_networks import find_sources
 
     config = ServingConfig.model_validate(
         {

@@ -54,10 +54,10 @@ def tune(
 ) -> None:
     """Search a recipe's fields: trials are trained, compared, and the best is written as JSON."""
     from mmtrain.recipe import load_recipe
-    from mmtrain.sweep import load_sweep
-    from mmtrain.sweep_run import run_alone_sweeps, run_sweep
-    from mmtrain.sweep_score import read_references
     from mmtrain.tracking import TrackingConfig
+    from mmtrain.tuning.run import run_alone_sweeps, run_sweep
+    from mmtrain.tuning.score import read_references
+    from mmtrain.tuning.sweep import load_sweep
 
     chosen = load_recipe(recipe, settings or ()).only(task)
     searched = load_sweep(sweep, chosen).with_(
@@ -90,7 +90,7 @@ def _of_recipe(references: dict[str, float], recipe: Any) -> dict[str, float]:
 
 
 def _print_outcome(outcome: Any) -> None:
-    from mmtrain.sweep_display import outcome_lines
+    from mmtrain.tuning.display import outcome_lines
 
     for line in outcome_lines(outcome):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

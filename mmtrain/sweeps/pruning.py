@@ -1,7 +1,7 @@
 """Sweeps of how masks are learned, for models that are cut down to subsets of their subtasks."""
 
 from mmtrain.recipe import Recipe
-from mmtrain.sweep import LogUniform, SweepConfig, SweepError
+from mmtrain.tuning.sweep import LogUniform, SweepConfig, SweepError
 
 
 def gamma(recipe: Recipe) -> SweepConfig:

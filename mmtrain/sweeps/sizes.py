@@ -3,7 +3,7 @@
 from typing import Any
 
 from mmtrain.recipe import Recipe
-from mmtrain.sweep import Choice, SweepConfig, SweepError
+from mmtrain.tuning.sweep import Choice, SweepConfig, SweepError
 
 _SIZES = (
     "model_dim", "num_layers", "mlp_dim", "expert_dim", "encoder_conv_blocks", "decoder_blocks",

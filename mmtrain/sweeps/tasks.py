@@ -3,8 +3,8 @@
 import json
 
 from mmtrain.recipe import Recipe
-from mmtrain.sweep import Choice, LogUniform, SweepConfig, SweepError, Whole
-from mmtrain.sweep_alone import task_steps
+from mmtrain.tuning.alone import task_steps
+from mmtrain.tuning.sweep import Choice, LogUniform, SweepConfig, SweepError, Whole
 from pipelines.task import Task
 
 _RATED = ("weighted", "task_by_task", "mixture")  # schedules that heed rates

@@ -26,10 +26,10 @@ import torch.multiprocessing as mp
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from mmtrain.engines import build_engine
-from mmtrain.estimate import plan_run
-from mmtrain.longest import longest_batches, zeros
 from mmtrain.models.model import build_model
 from mmtrain.objective import micro_loss
+from mmtrain.planning.estimate import plan_run
+from mmtrain.planning.longest import longest_batches, zeros
 from mmtrain.pruning.passes import Passes
 from mmtrain.ranks import Ranks
 from mmtrain.rates import step_rates

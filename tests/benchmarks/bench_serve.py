@@ -32,9 +32,9 @@ import aiohttp
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from mmtrain.export import find_bundle
 from mmtrain.model_registry import register
+from mmtrain.server.config import ServingConfig
+from mmtrain.server.networks import ModelSource
 from mmtrain.serving import Place, serving
-from mmtrain.serving_config import ServingConfig
-from mmtrain.serving_networks import ModelSource
 from tests.mmtrain.example_bundle import example_bundle
 
 CLIENTS = (1, 8, 32)

@@ -15,10 +15,10 @@ from torch import equal
 from mmtrain.export import load_bundle
 from mmtrain.recipe import Recipe, load_recipe
 from mmtrain.runs import RunFailedError
-from mmtrain.sweep import LogUniform, SweepConfig, SweepError
-from mmtrain.sweep_run import run_sweep
-from mmtrain.sweep_trials import read_records
 from mmtrain.train import build_corpora, train
+from mmtrain.tuning.run import run_sweep
+from mmtrain.tuning.sweep import LogUniform, SweepConfig, SweepError
+from mmtrain.tuning.trials import read_records
 from pipelines.errors import UnknownNameError
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from mmtrain.sweep import Choice, LogUniform, SweepConfig
-from mmtrain.sweep_score import TaskMeasure
-from mmtrain.sweep_trials import RungPoint, TrialRecord
+from mmtrain.tuning.score import TaskMeasure
+from mmtrain.tuning.sweep import Choice, LogUniform, SweepConfig
+from mmtrain.tuning.trials import RungPoint, TrialRecord
 
 RATE, SIZE = "optimizer.learning_rate", "model.body.model_dim"
 

@@ -11,16 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from mmtrain.batch_answers import BatchJob, predict_part
-from mmtrain.batch_inputs import BatchInputError, InputData, open_input, parts, read_rows
-from mmtrain.batch_output import (
+from mmtrain.batch_predict import BatchError, choose_tasks
+from mmtrain.bulk.answers import BatchJob, predict_part
+from mmtrain.bulk.inputs import BatchInputError, InputData, open_input, parts, read_rows
+from mmtrain.bulk.output import (
     BatchOutputError,
     Format,
     Request,
     open_output,
     record,
 )
-from mmtrain.batch_predict import BatchError, choose_tasks
 from mmtrain.cli import app
 from mmtrain.export import load_bundle
 from mmtrain.predictor import Predictor

@@ -16,13 +16,14 @@ from mmtrain.export import BundleError, load_bundle
 from mmtrain.model_registry import (
     ModelVersion,
     RegistryError,
+    find_parts,
     get_version,
     logged_model_id,
     record,
     register,
 )
 from mmtrain.predictor import Predictor
-from mmtrain.pyfunc_example import input_example
+from mmtrain.registry.pyfunc_example import input_example
 from mmtrain.tracking import Tracker, TrackingConfig
 from tests.mmtrain.example_bundle import LINEAGE, example_bundle
 from tests.mmtrain.example_corpus import SENTENCES, shade
@@ -207,6 +208,12 @@ def test_an_unknown_model_or_alias_is_refused_with_the_place(version: ModelVersi
 def test_a_reserved_alias_is_refused(folder: Path, uri: str):
     with pytest.raises(RegistryError, match="latest"):
         register(folder, name="tiny", tracking_uri=uri, alias="latest")
+
+
+def test_a_file_that_is_no_database_is_said(tmp_path: Path):
+    (tmp_path / "mlruns.db").write_bytes(b"no database" * 1000)
+    with pytest.raises(RegistryError, match="not a database"):
+        find_parts("0" * 64, tracking_uri=f"sqlite:///{tmp_path}/mlruns.db")
 
 
 def test_a_registry_that_is_away_is_said_within_seconds(folder: Path):

@@ -1,0 +1,1 @@
+"""`mmtrain doctor`: this machine and what it talks to, each line ok or its remedy."""

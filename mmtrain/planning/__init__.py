@@ -1,0 +1,1 @@
+"""`mmtrain plan`: what a run needs, from a traced step and arithmetic."""

@@ -1,0 +1,80 @@
+"""Which engines a recipe can be trained with, and why not with the others: a whole grid."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from typing import get_args
+
+from mmtrain.engines import EngineConfig, check_combination, divisors
+from mmtrain.gradients import check_balancing
+from mmtrain.planning.longest import LongestBatch
+from mmtrain.pruning.passes import check_pruning
+from mmtrain.recipe import Recipe
+from mmtrain.runs import check_decay_loss
+from pipelines.errors import MMTrainError
+from pipelines.plan import check_divides
+
+
+@dataclass(frozen=True, slots=True)
+class Combination:
+    """An engine on a number of workers; `refused` says why not, None: it can be."""
+
+    engine: str
+    zero_stage: int
+    precision: str
+    ep_size: int
+    workers: int
+    refused: str | None
+
+    def to_dict(self) -> dict[str, object]:
+        """As JSON holds it."""
+        return asdict(self)
+
+
+def why_refused(
+    recipe: Recipe, *, num_experts: Sequence[int], batches: Sequence[LongestBatch] = ()
+) -> str | None:
+    """What a run of the recipe would be refused for before it starts; None: for nothing here."""
+    try:
+        check_combination(recipe.engine, world_size=recipe.num_workers, num_experts=num_experts)
+        check_balancing(recipe.balancing, engine=recipe.engine, schedule=recipe.schedule)
+        check_pruning(recipe)
+        check_decay_loss(recipe)
+        for batch in batches:
+            check_divides(
+                batch.task, [batch.size],
+                world_size=recipe.num_workers, accumulation=recipe.engine.accumulation,
+            )  # fmt: skip
+    except MMTrainError as error:
+        return str(error)
+    return None
+
+
+def combinations(
+    recipe: Recipe,
+    *,
+    num_experts: Sequence[int],
+    batches: Sequence[LongestBatch],
+    workers: Sequence[int],
+) -> Iterator[Combination]:
+    """Every engine, stage, precision and share of experts on each number of workers."""
+    fields = EngineConfig.model_fields
+    names, stages, precisions = (
+        get_args(fields[name].annotation) for name in ("name", "zero_stage", "precision")
+    )
+    for count in workers:
+        sizes = ep_sizes(recipe, num_experts=num_experts, workers=count)
+        for name, stage, precision, ep_size in product(names, stages, precisions, sizes):
+            engine = recipe.engine.model_copy(
+                update={
+                    "name": name, "zero_stage": stage, "precision": precision, "ep_size": ep_size
+                }
+            )  # fmt: skip
+            asked = recipe.model_copy(update={"engine": engine, "num_workers": count})
+            refused = why_refused(asked, num_experts=num_experts, batches=batches)
+            yield Combination(name, stage, precision, ep_size, count, refused)
+
+
+def ep_sizes(recipe: Recipe, *, num_experts: Sequence[int], workers: int) -> list[int]:
+    """Shares of experts worth a look: all that divide the workers, the recipe's, and 2."""
+    return sorted({1, 2, recipe.engine.ep_size, *divisors(workers)} if num_experts else {1, 2})

@@ -1,0 +1,1 @@
+"""Registered models as a person asks for them, and as MLflow runs them."""

@@ -1,5 +1,0 @@
-"""The file that MLflow runs to load a registered bundle ("models from code"); see there."""
-
-from mmtrain.served_model import serve
-
-serve()

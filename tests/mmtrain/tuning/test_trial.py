@@ -1,0 +1,58 @@
+"""What a trial does without a cluster: taking over from a better one, and failing."""
+
+from pathlib import Path
+
+import pytest
+
+from mmtrain.recipe import load_recipe
+from mmtrain.tracking import TrackingConfig
+from mmtrain.tuning.trial import TrialPlan, run_segments, take_over
+from mmtrain.tuning.trials import RungPoint, read_record, trial_folder, write_record
+from tests.mmtrain.example_sweep import RATE, SIZE, example_sweep, record
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> TrialPlan:
+    recipe = load_recipe("debug").model_dump_json()
+    tracking = TrackingConfig(uri=f"sqlite:///{tmp_path / 'mlruns.db'}", parent_run_id="0")
+    return TrialPlan(example_sweep(), recipe, tmp_path, tmp_path / "none", tracking)
+
+
+def save(plan: TrialPlan, number: int, *names: str) -> None:
+    for name in names:
+        folder = trial_folder(plan.out, number) / "checkpoints" / name
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").write_text(f"{number} {name}")
+
+
+def test_trial_takes_over_the_newest_save_of_a_step_and_keeps_its_own_values(plan):
+    save(plan, 0, "step-000000003", "step-000000006", "step-000000006-1", "step-000000009")
+    save(plan, 1, "step-000000006", "step-000000012")
+    points = tuple(RungPoint(step=step, score=step / 10) for step in (3, 6, 9))
+    donor = record(0, state="running").model_copy(update={"points": points, "step": 9})
+    behind = record(1, state="running")
+    taken = take_over(plan, behind, donor=donor, step=6)
+    assert taken.step == 6
+    assert taken.points == points[:2]
+    assert taken.values == behind.values
+    assert read_record(plan.out, 1) == taken
+    (only,) = (trial_folder(plan.out, 1) / "checkpoints").iterdir()
+    assert only.name == "step-000000006-1"
+    assert (only / "manifest.json").read_text() == "0 step-000000006-1"
+
+
+def test_trial_whose_recipe_cannot_be_trained_fails_with_the_reason(plan):
+    write_record(record(0, state="running"), out=plan.out)
+    never = list(run_segments(plan, record(0, state="running"), train=lambda job, recipe: None))
+    assert never == []
+    failed = read_record(plan.out, 0)
+    assert failed is not None
+    assert failed.state == "failed"
+    assert "is not built" in failed.message
+
+
+def test_recipe_of_a_trial_has_its_values(plan):
+    recipe = plan.recipe_of({RATE: 0.5, SIZE: 64})
+    assert (recipe.optimizer.learning_rate, recipe.model.body.model_dim) == (0.5, 64)
+    assert plan.tracking_of(7).run_name == "trial 7"
+    assert plan.tracking_of(7).parent_run_id == "0"
