@@ -20,8 +20,8 @@ import mlflow.artifacts
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
 from mlflow.exceptions import MlflowException
-from sqlalchemy.exc import SQLAlchemyError
 from mlflow.models import Model
+from sqlalchemy.exc import SQLAlchemyError
 
 from mmtrain.export import Bundle, lineage_tags, load_bundle, load_card
 from mmtrain.mlflow_settings import bounded
