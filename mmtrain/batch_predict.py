@@ -26,6 +26,7 @@ from mmtrain.bulk.inputs import InputData, Part, open_input, parts
 from mmtrain.bulk.output import PartReport, Request, complete, open_output, record
 from mmtrain.export import Bundle, BundleTask, find_bundle, load_bundle, load_card
 from mmtrain.predictor import Predictor
+from pipelines import modalities
 from pipelines.build import quiet_context
 from pipelines.errors import MMTrainError, UnknownNameError
 
@@ -163,7 +164,8 @@ def choose_tasks(
         chosen = (task,)
     else:
         built = data.manifest.task.inputs.modality if data.manifest else None
-        modality = modality or built or (takes[0] if len(takes) == 1 else None)
+        named = modalities.named_by_files(data.files) if data.kind == "files" else None
+        modality = modality or built or (takes[0] if len(takes) == 1 else named)
         if modality is None:
             raise BatchError(
                 f"the model takes {', '.join(takes)}; name the task (--task) or the modality of "

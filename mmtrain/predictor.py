@@ -128,7 +128,8 @@ class Predictor:
 
         Args:
             values: texts; for other inputs, paths (`str` or `Path`) or the files' bytes.
-            modality: of the values; None where the model takes one alone.
+            modality: of the values; None where the model takes one alone, or all are paths whose
+                endings say it.
             batch_size: values answered together.
             beam_size: beams of text decoding; 1 is greedy.
 
@@ -136,7 +137,7 @@ class Predictor:
             PredictionError: a value cannot be read, or the model takes several modalities.
             UnknownNameError: no task of the model takes that modality.
         """
-        modality = modality or self._only_modality()
+        modality = modality or self._modality_of(values)
         if modality not in self.modalities:
             raise UnknownNameError("modality of the model", modality, self.modalities)
         tasks = [name for name, task in self.tasks.items() if task.inputs.modality == modality]
@@ -229,9 +230,11 @@ class Predictor:
         """A target array as a person reads it, in the words of `Prediction.text`."""
         return self._text(array, task=self.task(task))
 
-    def _only_modality(self) -> str:
+    def _modality_of(self, values: Sequence[str | bytes | Path]) -> str:
         only, *others = self.modalities
         if others:
+            if (named := modalities.named_by_files(values)) in self.modalities:
+                return named
             raise PredictionError(
                 f"the model takes {', '.join(self.modalities)}; name the task (--task) or the "
                 "modality of the inputs (--modality)"

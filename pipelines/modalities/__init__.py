@@ -14,8 +14,11 @@ text.
 """
 
 import importlib
+import mimetypes
 import pkgutil
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import PurePath
 from types import ModuleType
 from typing import ClassVar
 
@@ -82,3 +85,15 @@ def load(name: str) -> ModuleType:
     if name not in names():
         raise UnknownNameError("modality", name, names())
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def named_by_files(values: Iterable[object]) -> str | None:
+    """The modality that the names of files say, e.g. "video" of clip.mp4; None: not one for all."""
+    guesses = {
+        (mimetypes.guess_type(str(value))[0] or "").partition("/")[0]
+        if isinstance(value, str | PurePath)
+        else ""
+        for value in values
+    }
+    only = guesses.pop() if len(guesses) == 1 else ""
+    return only if only in names() else None
