@@ -29,8 +29,9 @@ $(VENV)/installed-dev: $(VENV)/installed
 quickstart: $(VENV)/installed
 	$(BIN)/mmtrain quickstart --resume
 
+# Two processes: what needs the Ray cluster in the one, in order; all else wherever there is room.
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

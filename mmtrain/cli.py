@@ -61,7 +61,7 @@ def quickstart(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
     recipe: Annotated[str, typer.Option(help="Recipe to run from end to end.")] = "quickstart",
 ) -> None:
-    """Build, train, evaluate, register and report: the whole way, on this machine."""
+    """Build, train, evaluate, register, report: the whole way."""
     from mmtrain.quickstart import run_quickstart
 
     run_quickstart(
@@ -101,7 +101,7 @@ def build(
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make or read raw corpora and write shards; what is built and unchanged stays."""
+    """Write shards of corpora; what is built and unchanged stays."""
     from mmtrain.recipe import load_recipe
     from mmtrain.train import build_corpora
 
@@ -132,7 +132,7 @@ def train(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Train a recipe; the run folder gets checkpoints, recipe.json and the trained bundle."""
+    """Train a recipe: checkpoints, recipe.json and the trained bundle."""
     from mmtrain.tracking import TrackingConfig
     from mmtrain.train import train as train_recipe
 
@@ -163,7 +163,7 @@ def evaluate(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure a trained model on its tasks, beside their trivial baselines."""
+    """Measure a model on its tasks, beside their trivial baselines."""
     from mmtrain.evaluate import evaluate_and_record, evaluate_model
     from mmtrain.report import results_table
 
@@ -193,7 +193,7 @@ def extract(
     force: Annotated[bool, typer.Option("--force", help="Replace what is in --out.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Take out a smaller model of some tasks; its answers are the same to the last bit."""
+    """Take out a model of some tasks; same answers, to the last bit."""
     from mmtrain.extract import extract as extract_tasks
     from mmtrain.extract import extract_and_register, open_model
 
@@ -240,7 +240,7 @@ def prune(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Cut a model that was trained with masks down to some subtasks, without training."""
+    """Cut a model with masks down to some subtasks, without training."""
     from mmtrain import prune as pruning
     from mmtrain.extract import ExtractError, open_model
     from mmtrain.prune_table import print_cuts, print_pruned
@@ -277,7 +277,7 @@ def export(
     tracking: Annotated[str | None, typer.Option(help="MLflow URI of the registry.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a model as files that load without pickle: a bundle, and graphs in ONNX."""
+    """Write a model as a bundle without pickle, and as ONNX graphs."""
     from mmtrain.onnx_export import export_model
 
     files = export_model(
@@ -286,17 +286,17 @@ def export(
     print_exported(files, out=out, console=console, as_json=as_json)
 
 
+app.command("predict")(predict.predict)
+app.command("serve")(serving.serve)
+app.command("tune")(tune.tune)
+app.add_typer(models.models, name="models")
+app.command("plan")(plan.plan)
+app.command("doctor")(doctor.doctor)
 # what follows the command's name is another command's own
 app.command(
     "submit", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
 )(jobs.submit)
 app.add_typer(jobs.jobs, name="jobs")
-app.add_typer(models.models, name="models")
-app.command("predict")(predict.predict)
-app.command("tune")(tune.tune)
-app.command("serve")(serving.serve)
-app.command("plan")(plan.plan)
-app.command("doctor")(doctor.doctor)
 
 
 def _names(text: str | None) -> tuple[str, ...]:

@@ -8,8 +8,10 @@ import asyncio
 import logging
 import os
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -148,7 +150,7 @@ class Cluster:
         done, lost_at = 0, None
         while True:
             try:
-                done = asyncio.run(self._tail(job_id, write, skip=done))
+                done = _in_thread(self._tail(job_id, write, skip=done))
                 end = self.end(job_id)
                 if end:
                     return end
@@ -221,6 +223,24 @@ class Cluster:
             ) from None
         except RuntimeError as error:
             raise JobError(f"{self.address}: {str(error).strip().splitlines()[-1]}") from None
+
+
+def _in_thread(waiting: Coroutine[Any, Any, int]) -> int:
+    """The coroutine's result; Ctrl-C ends the wait at once.
+
+    In the main thread the event loop would take the signal and hand it to a task, which may be
+    closing a connection and lose it.
+    """
+    result: Future[int] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(asyncio.run(waiting))
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, name="log", daemon=True).start()
+    return result.result()
 
 
 def dashboard_url(address: str | None) -> str:

@@ -27,7 +27,7 @@ def doctor(
     timeout: Annotated[float, typer.Option(min=0.1, help="Longest wait, seconds.")] = 20.0,
     as_json: AsJson = False,
 ) -> None:
-    """Examine this machine and what it talks to; each line is ok or has its remedy."""
+    """Examine this machine: each line is ok or has its remedy."""
     from mmtrain.doctor.examine import Subject, all_checks, examine, is_well
 
     subject = Subject(

@@ -44,7 +44,7 @@ def submit(
     ] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Run a command on a Ray cluster; submitting it again goes on with the same run."""
+    """Run a command on a Ray cluster; once more goes on with it."""
     from mmtrain.jobs import Cluster
     from mmtrain.submission import read_submission
 

@@ -15,7 +15,7 @@ Tracking = Annotated[
 Version = Annotated[str, typer.Argument(help="NAME (its newest version), NAME/3 or NAME@ALIAS.")]
 
 models = typer.Typer(
-    help="Registered models: list, show, compare, promote, download, register.",
+    help="Registered models: list, show, compare, promote, download.",
     no_args_is_help=True,
 )
 

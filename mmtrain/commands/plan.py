@@ -26,7 +26,7 @@ def plan(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what a run needs without starting it: memory, traffic, batches, disk, refusals."""
+    """Say what a run needs, without starting it."""
     from mmtrain.planning.amounts import parse_bytes, parse_resources
     from mmtrain.planning.estimate import plan_run
     from mmtrain.planning.tables import print_plan

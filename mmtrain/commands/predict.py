@@ -60,7 +60,7 @@ def predict(
     address: Address = None,
     as_json: AsJson = False,
 ) -> None:
-    """Answer inputs with a trained model: one task, or every task of a modality."""
+    """Answer inputs: one task, or every task of their modality."""
     if (data is None) != (out is None):
         raise UsageError("--input and --output go together: data of any size to a folder")
     if data is None or out is None:

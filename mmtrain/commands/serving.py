@@ -42,7 +42,7 @@ def serve(
     ] = None,
     address: Address = None,
 ) -> None:
-    """Serve models over HTTP: a page at /, an API at /docs; Ctrl-C stops."""
+    """Serve models over HTTP: a page at /, an API at /docs."""
     from mmtrain.server.config import Limits, ServingConfig
     from mmtrain.server.networks import find_sources
     from mmtrain.serving import Place, serve_forever

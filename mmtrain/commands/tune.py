@@ -52,7 +52,7 @@ def tune(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Search a recipe's fields: trials are trained, compared, and the best is written as JSON."""
+    """Search a recipe's fields; the best trial is written as JSON."""
     from mmtrain.recipe import load_recipe
     from mmtrain.tracking import TrackingConfig
     from mmtrain.tuning.run import run_alone_sweeps, run_sweep

@@ -89,7 +89,7 @@ def test_a_run_outlives_its_client_is_attached_to_stopped_and_goes_on(submitted,
     try:
         wait_for(lambda: listed(cluster, folder).get(name, {}).get("status") == "RUNNING")
         client.send_signal(signal.SIGINT)
-        assert client.wait(timeout=30) == 130
+        assert client.wait(timeout=60) == 130
         assert client.stderr is not None
         assert f"{name} goes on. Come back: mmtrain jobs logs --follow" in client.stderr.read()
     finally:
