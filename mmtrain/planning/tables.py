@@ -88,8 +88,8 @@ def traffic_table(layouts: Sequence[Layout]) -> Table:
 
 def batch_table(plan: RunPlan) -> Table:
     """Batches of each task."""
-    headings = ["global batch", "of a rank", "longest in", "out", "steps", "examples", "epochs"]
-    table = _table("\nbatches", "task", headings)
+    headings = ["batch", "a rank", "in", "out", "steps", "examples", "epochs"]
+    table = _table("\nbatches, longest input and target", "task", headings)
     for name, task in plan.tasks.items():
         table.add_row(
             name, spread(task.batch_sizes), spread(task.micro_sizes), f"{task.longest_input:,}",
