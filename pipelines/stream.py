@@ -167,6 +167,7 @@ def _stream_ranges(plan: BatchPlan, begin: int, end: int, config: StreamConfig) 
                 yield batch
     finally:
         stopped.set()
+        puller.join(timeout=10)  # Ray may be shut down next
 
 
 def _take(
