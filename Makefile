@@ -31,7 +31,7 @@ quickstart: $(VENV)/installed
 
 # Two processes: what needs the Ray cluster in the one, in order; all else wherever there is room.
 test: $(VENV)/installed-dev
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
