@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,10 +22,12 @@ ENDLESS = (*TRAIN, "--out", "runs/endless", "--set", "num_steps=100000")
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory) -> Iterator[TokenCluster]:
-    folder = Path(tmp_path_factory.getbasetemp()) / "c"  # sockets below it have short names
-    folder.mkdir()
-    with token_cluster(folder, node_cpus=3) as started:
+def cluster() -> Iterator[TokenCluster]:
+    with (
+        # short: the whole name of a socket below it has 107 characters at most
+        tempfile.TemporaryDirectory(dir="/tmp", ignore_cleanup_errors=True) as folder,
+        token_cluster(Path(folder), node_cpus=3) as started,
+    ):
         yield started
 
 

@@ -144,6 +144,8 @@ def wait_until_it_answers(address: str, *, head: subprocess.Popen[bytes], log: P
 
 def stop_session(head: subprocess.Popen[bytes]) -> None:
     """Ends the head and every process below it or of its session."""
+    if head.poll() is not None:
+        return
     mine = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
     head.send_signal(signal.SIGTERM)
     _, left = psutil.wait_procs(mine, timeout=10)
