@@ -317,8 +317,7 @@ class _Watch(TrialProgressCallback):  # in its place, which prints even when tol
 
 
 def _last_line(error: BaseException | None) -> str:
-    lines = str(error or "its process died").strip().splitlines()
-    return lines[-1] if lines else "its process died"
+    return (str(error or "").strip().splitlines() or ["its process died"])[-1]
 
 
 # ---- the driver
