@@ -5,10 +5,12 @@ The train loop hands on `RunProgress` values; drawing knows nothing of training.
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -74,29 +76,28 @@ def progress_table(progress: RunProgress) -> RenderableType:
     return Group(headline, bar, table)
 
 
-class ProgressDisplay:
-    """Polls `latest` in a thread and draws what is new; a context manager.
+class PolledDisplay(ABC):
+    """Looks in a thread at what is new and draws it, to the end; a context manager.
 
     Args:
-        latest: gives the newest progress, or None when there is none yet.
-        console: where to draw; a live table if it is a terminal, else a line each `line_every_s`.
+        console: where to draw; a live table if it is a terminal, else lines.
+        poll_every_s: seconds between looks.
     """
 
-    def __init__(
-        self,
-        latest: Callable[[], RunProgress | None],
-        *,
-        console: Console,
-        line_every_s: float = 15.0,
-        poll_every_s: float = 0.5,
-    ) -> None:
-        self._latest, self._console = latest, console
-        self._line_every_s, self._poll_every_s = line_every_s, poll_every_s
+    def __init__(self, *, console: Console, poll_every_s: float) -> None:
+        self._console, self._poll_every_s = console, poll_every_s
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._draw, name="progress", daemon=True)
-        self._last_line: tuple[float, int] = (float("-inf"), -1)  # when, which step
 
-    def __enter__(self) -> "ProgressDisplay":
+    @abstractmethod
+    def table(self) -> RenderableType | None:
+        """What a terminal shows now; None: nothing new."""
+
+    @abstractmethod
+    def print_news(self, *, last: bool) -> None:
+        """Prints the lines that are due where there is no terminal."""
+
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -112,8 +113,8 @@ class ProgressDisplay:
     def _draw(self) -> None:
         if not self._console.is_terminal:
             while not self._stopped.wait(self._poll_every_s):
-                self._print_line(self._latest(), every_s=self._line_every_s)
-            self._print_line(self._latest(), every_s=0)
+                self.print_news(last=False)
+            self.print_news(last=True)
             return
         with Live(console=self._console, refresh_per_second=4) as live:
             while not self._stopped.wait(self._poll_every_s):
@@ -121,13 +122,40 @@ class ProgressDisplay:
             self._refresh(live)
 
     def _refresh(self, live: Live) -> None:
-        progress = self._latest()
-        if progress is not None:
-            live.update(progress_table(progress))
+        if (table := self.table()) is not None:
+            live.update(table)
 
-    def _print_line(self, progress: RunProgress | None, *, every_s: float) -> None:
-        when, step = self._last_line
-        if progress is None or progress.step == step or time.monotonic() - when < every_s:
+
+class ProgressDisplay(PolledDisplay):
+    """How far a run is.
+
+    Args:
+        latest: gives the newest progress, or None when there is none yet.
+        console: where to draw; a live table if it is a terminal, else a line each `line_every_s`.
+    """
+
+    def __init__(
+        self,
+        latest: Callable[[], RunProgress | None],
+        *,
+        console: Console,
+        line_every_s: float = 15.0,
+        poll_every_s: float = 0.5,
+    ) -> None:
+        super().__init__(console=console, poll_every_s=poll_every_s)
+        self._latest, self._line_every_s = latest, line_every_s
+        self._last_line: tuple[float, int] = (float("-inf"), -1)  # when, which step
+
+    def table(self) -> RenderableType | None:
+        """All tasks of the run."""
+        progress = self._latest()
+        return None if progress is None else progress_table(progress)
+
+    def print_news(self, *, last: bool) -> None:
+        """One line, not too often."""
+        progress, (when, step) = self._latest(), self._last_line
+        wait_s = 0 if last else self._line_every_s
+        if progress is None or progress.step == step or time.monotonic() - when < wait_s:
             return
         self._last_line = (time.monotonic(), progress.step)
         self._console.print(progress_line(progress), highlight=False, soft_wrap=True)

@@ -43,9 +43,7 @@ def tune(
     per_task: Annotated[
         bool, typer.Option("--per-task", help="Tune each task alone, then join their values.")
     ] = False,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the sweep in --out.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with --out's sweep.")] = False,
     address: Address = None,
     tracking: Annotated[
         str | None, typer.Option(help="MLflow URI; default: a file in --out.")
@@ -78,10 +76,7 @@ def tune(
         "console": errors if as_json else console,
     }
     outcome = (run_alone_sweeps if per_task else run_sweep)(chosen, searched, **where)
-    if as_json:
-        print(json.dumps(outcome.to_dict(), indent=1))
-        return
-    _print_outcome(outcome)
+    _print_outcome(outcome, as_json=as_json)
 
 
 def _of_recipe(references: dict[str, float], recipe: Any) -> dict[str, float]:
@@ -89,8 +84,11 @@ def _of_recipe(references: dict[str, float], recipe: Any) -> dict[str, float]:
     return {task: value for task, value in references.items() if task in recipe.tasks}
 
 
-def _print_outcome(outcome: Any) -> None:
+def _print_outcome(outcome: Any, *, as_json: bool) -> None:
     from mmtrain.tuning.display import outcome_lines
 
+    if as_json:
+        print(json.dumps(outcome.to_dict(), indent=1))
+        return
     for line in outcome_lines(outcome):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -3,18 +3,15 @@
 Drawing knows records and steps, nothing of Ray.
 """
 
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from mmtrain.progress import clock
+from mmtrain.progress import PolledDisplay, clock
 from mmtrain.tuning.trials import State, TrialRecord
 
 _COLOURS: Mapping[State, str] = {
@@ -110,8 +107,8 @@ def sweep_table(progress: SweepProgress) -> RenderableType:
     return Group(headline, table)
 
 
-class SweepDisplay:
-    """Polls `latest` in a thread and draws it; a context manager.
+class SweepDisplay(PolledDisplay):
+    """How far a sweep is.
 
     Args:
         latest: how far the sweep is.
@@ -122,39 +119,19 @@ class SweepDisplay:
     def __init__(
         self, latest: Callable[[], SweepProgress], *, console: Console, poll_every_s: float = 1.0
     ) -> None:
-        self._latest, self._console, self._poll_every_s = latest, console, poll_every_s
-        self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._draw, name="sweep", daemon=True)
+        super().__init__(console=console, poll_every_s=poll_every_s)
+        self._latest = latest
         self._told: dict[int, tuple[State, int]] = {
             record.number: (record.state, record.step) for record in latest().records
         }
 
-    def __enter__(self) -> "SweepDisplay":
-        self._thread.start()
-        return self
+    def table(self) -> RenderableType:
+        """All trials."""
+        return sweep_table(self._latest())
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._stopped.set()
-        self._thread.join(timeout=10)
-
-    def _draw(self) -> None:
-        if not self._console.is_terminal:
-            while not self._stopped.wait(self._poll_every_s):
-                self._print_news(self._latest())
-            self._print_news(self._latest())
-            return
-        with Live(console=self._console, refresh_per_second=2) as live:
-            while not self._stopped.wait(self._poll_every_s):
-                live.update(sweep_table(self._latest()))
-            live.update(sweep_table(self._latest()))
-
-    def _print_news(self, progress: SweepProgress) -> None:
-        for record in progress.records:
+    def print_news(self, *, last: bool) -> None:
+        """A line for each trial that is in another state than before."""
+        for record in self._latest().records:
             now = (record.state, record.step)
             if self._told.get(record.number) != now:
                 self._told[record.number] = now
