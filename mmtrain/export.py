@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mmtrain.fitting import filled
 from mmtrain.models.model import ModelConfig, MultiTaskModel, TaskSpec, model_with
 from mmtrain.pruning.attach import masked_model_with
 from mmtrain.pruning.config import PruningConfig
@@ -271,6 +272,8 @@ def load_card(folder: Path) -> tuple[Card, str]:
     except ValidationError as error:
         problem = first_problem(error)
         raise BundleError(f"{path} is not a card that this version reads: {problem}") from None
+    model = filled(card.model, card.tasks, is_saved=True)
+    card = card.model_copy(update={"model": model})
     if WEIGHTS not in card.files:
         raise BundleError(f"{path} lists no {WEIGHTS}; export the model again")
     return card, hashlib.sha256(contents).hexdigest()

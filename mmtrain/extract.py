@@ -25,6 +25,7 @@ from mmtrain.export import (
     load_bundle,
     save_bundle,
 )
+from mmtrain.fitting import filled
 from mmtrain.models.model import ModelConfig, MultiTaskModel, build_model
 from mmtrain.recipe import Recipe
 from mmtrain.runs import BUNDLE, CHECKPOINTS, RECIPE
@@ -174,9 +175,9 @@ def smaller_model(bundle: Bundle, *, tasks: Sequence[str]) -> MultiTaskModel:
 
 
 def needs_vocabulary(tasks: Mapping[str, BundleTask]) -> bool:
-    """Whether a task takes or gives text: its modality says so by a function `text_of`."""
+    """Whether a task takes or gives text."""
     features = [feature for task in tasks.values() for feature in (task.inputs, task.targets)]
-    return any(hasattr(modalities.load(feature.modality), "text_of") for feature in features)
+    return any(modalities.is_text(feature.modality) for feature in features)
 
 
 def open_model(uri: str, *, tracking_uri: str | None = None) -> Opened:
@@ -280,7 +281,8 @@ def _recipe_of(bundle: Bundle, text: str | None) -> Recipe | None:
         return None
     if recipe is None or not set(bundle.card.tasks) <= set(recipe.tasks):
         return None
-    return recipe if recipe.model.body == bundle.card.model.body else None
+    fits = filled(recipe.model, recipe.tasks).body == bundle.card.model.body
+    return recipe if fits else None
 
 
 def check_folder(out: Path, *, force: bool, source: str) -> None:

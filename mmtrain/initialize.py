@@ -17,14 +17,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from mmtrain.export import BundleError, Card, find_bundle, load_bundle, load_card
 from mmtrain.inflation import Inflation
-from mmtrain.models.model import MASKS, ModelConfig, MultiTaskModel, build_model
-from mmtrain.pruning.attach import add_masks, masks_of
+from mmtrain.models.model import MASKS, MultiTaskModel
+from mmtrain.pruning.attach import masks_of
 from mmtrain.recipe import Recipe
+from mmtrain.trained import Trained, check_shapes, same_names
 from mmtrain.vit_files import InitError, Vit, is_vit, read_vit
 from mmtrain.vit_weights import differences, from_vits, to_vits, vit_blocks_of
 from pipelines.errors import UnknownNameError
@@ -32,24 +32,6 @@ from pipelines.modalities import Feature
 from pipelines.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """A model of ours: its card, weights and vocabulary."""
-
-    card: Card
-    state: Mapping[str, Tensor]
-    vocabulary: Vocabulary | None
-
-    def meta_model(self) -> MultiTaskModel:
-        """The model without weights, on the meta device."""
-        specs = [task.spec for task in self.card.tasks.values()]
-        with torch.device("meta"):
-            model = build_model(self.card.model, specs, seed=0)
-            if self.card.pruning:
-                add_masks(model, self.card.pruning, seed=0)
-            return model
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +133,7 @@ def plan_start(
             f"the weights are of family {its!r}, the recipe's model is of family {ours!r}; "
             "start from a model of the same family"
         )
-    held, notes = _same_names(model, source, targets=targets, vocabulary=vocabulary), []
+    held, notes = same_names(model, source, targets=targets, vocabulary=vocabulary), []
     if source.card.pruning and not masks_of(model):
         notes = [
             "the source's masks are left out, with which it was trained; go on from a cut model "
@@ -164,7 +146,7 @@ def plan_start(
         held |= from_vits(model, vits, inflation=inflation)
         notes = [*notes, *differences(model, vits)]
     else:
-        _check_shapes(model, source, held)
+        check_shapes(model, source, held, vocabulary=vocabulary)
     return _start(model, held, notes)
 
 
@@ -320,73 +302,3 @@ def _counts(owners: Mapping[str, int]) -> str:
     for owner, count in owners.items():
         grouped[owner.partition("/")[0] if owner.startswith("body/") else owner] += count
     return ", ".join(f"{owner} ({count} tensors)" for owner, count in sorted(grouped.items()))
-
-
-def _same_names(
-    model: MultiTaskModel,
-    source: Trained,
-    *,
-    targets: Mapping[str, Feature],
-    vocabulary: Vocabulary | None,
-) -> dict[str, Tensor]:
-    """Tensors of the source that the model has by the same name and shape and for the same use."""
-    new_tasks = {
-        name for name, feature in targets.items()
-        if name not in source.card.tasks or source.card.tasks[name].targets != feature
-    }  # fmt: skip
-    tables = set() if vocabulary == source.vocabulary else _token_tables(source)
-    masks = masks_of(model)
-    has_same_subtasks = (
-        masks
-        and source.card.pruning
-        and (list(masks.config.subtasks.items()) == list(source.card.pruning.subtasks.items()))
-    )
-    held = {}
-    for name, value in model.state_dict().items():
-        if name not in source.state or source.state[name].shape != value.shape or name in tables:
-            continue
-        if name.startswith("heads.") and name.split(".")[1] in new_tasks:
-            continue
-        if name.startswith(f"{MASKS}.") and not has_same_subtasks:
-            continue
-        held[name] = source.state[name]
-    return held
-
-
-def _token_tables(source: Trained) -> set[str]:
-    """Parameters with an axis of the vocabulary: those that another vocabulary size changes."""
-    card = source.card
-    model = card.model.model_copy(update={"vocab_size": card.model.vocab_size + 1})
-    other = Trained(card.model_copy(update={"model": model}), {}, None).meta_model().state_dict()
-    return {name for name, value in other.items() if value.shape != source.state[name].shape}
-
-
-def _check_shapes(model: MultiTaskModel, source: Trained, held: Mapping[str, Tensor]) -> None:
-    """Refuses a stem or a part of the body that is on both sides and not the same on both.
-
-    Raises:
-        InitError: names the first parameter at odds, and both sides.
-    """
-    mine = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    its = {name: tuple(value.shape) for name, value in source.state.items()}
-    shared = {_part(name) for name in its} & {_part(name) for name in mine}
-    for name in sorted(mine.keys() | its.keys()):
-        is_whole = name.startswith(("body.", "stems.", "adapters.")) and _part(name) in shared
-        if is_whole and name not in held and mine.get(name) != its.get(name):
-            raise InitError(
-                f"{name} is {_shown(its.get(name))} in the weights and {_shown(mine.get(name))} "
-                f"in the recipe's model. The weights have {_settings(source.card.model)}; the "
-                f"recipe {_settings(model.config)}. Give the recipe the settings of the weights"
-            )
-
-
-def _settings(config: ModelConfig) -> str:
-    return f"model.body ({config.body}) and model.nets {dict(config.nets)}"
-
-
-def _part(name: str) -> str:
-    return ".".join(name.split(".")[:2])
-
-
-def _shown(shape: tuple[int, ...] | None) -> str:
-    return "not there" if shape is None else f"of shape {shape}"

@@ -22,12 +22,13 @@ from mmtrain.baselines import check_baseline
 from mmtrain.checkpoint import CheckpointRef, Progress
 from mmtrain.engines import check_combination
 from mmtrain.export import Lineage, bundle_task, code_version, save_bundle
+from mmtrain.fitting import fitted
 from mmtrain.gradients import check_balancing
 from mmtrain.initialize import frozen_owners, plan_recipe_start, tell_start
 from mmtrain.layers.moe import MoE
 from mmtrain.metrics import check_metrics
 from mmtrain.mixup import check_mixup
-from mmtrain.models.model import TaskSpec, build_model, net_of
+from mmtrain.models.model import ModelConfig, TaskSpec, build_model, net_of
 from mmtrain.optim import OptimizerConfig
 from mmtrain.preflight import check_disk, checkpoint_bytes
 from mmtrain.pruning.passes import Passes, check_pruning
@@ -202,6 +203,7 @@ def prepare_run(
                 f"task {name}: betas {task.betas} are Adam's, optimizer.name=sgd has momentum; "
                 "leave betas out, or set optimizer.name=adamw"
             )
+    fitted(recipe)
     check_balancing(recipe.balancing, engine=recipe.engine, schedule=recipe.schedule)
     check_pruning(recipe)
     corpora = open_corpora(recipe, data_dir)
@@ -209,7 +211,8 @@ def prepare_run(
     build_plan(recipe, corpora.train, ranks=ranks, start=Progress(step=0))
     validation_plan(recipe, corpora.validation, ranks=ranks)
     with torch.device("meta"):
-        model = build_model(recipe.model, task_specs(recipe, corpora.vocabulary), seed=recipe.seed)
+        config = fitted(recipe, corpora.vocabulary)
+        model = build_model(config, task_specs(recipe, corpora.vocabulary), seed=recipe.seed)
         Passes.build(recipe, model)
     experts = [layer.num_experts for layer in model.modules() if isinstance(layer, MoE)]
     check_combination(recipe.engine, world_size=recipe.num_workers, num_experts=experts)
@@ -295,6 +298,7 @@ def export_run(
     recipe: Recipe,
     corpora: Corpora,
     *,
+    model: ModelConfig,
     specs: Sequence[TaskSpec],
     weights: Mapping[str, Tensor],
     spent: Spent,
@@ -314,7 +318,7 @@ def export_run(
     )
     return save_bundle(
         job.out / BUNDLE,
-        model=recipe.model,
+        model=model,
         tasks={spec.name: bundle_task(recipe.tasks[spec.name], spec=spec) for spec in specs},
         state=without_log_variances(weights),
         vocabulary=corpora.vocabulary,

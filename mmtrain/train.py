@@ -24,6 +24,7 @@ from mmtrain.balancing import add_log_variances
 from mmtrain.checkpoint import Progress
 from mmtrain.engines import build_engine
 from mmtrain.feed import Feed
+from mmtrain.fitting import fitted
 from mmtrain.gradient_monitor import GradientMonitor
 from mmtrain.gradients import build_gradients
 from mmtrain.initialize import start_model, with_fixed_source
@@ -79,7 +80,7 @@ def train_worker(job: Job, post: Post) -> None:
     ranks = Ranks.current(use_gpu=recipe.use_gpu)
     corpora = open_corpora(recipe, job.data_dir)
     specs = task_specs(recipe, corpora.vocabulary)
-    model = build_model(recipe.model, specs, seed=recipe.seed)
+    model = build_model(fitted(recipe, corpora.vocabulary), specs, seed=recipe.seed)
     saved = checkpoint.latest(job.out / CHECKPOINTS)
     passes = Passes.build(recipe, model)
     start_model(
@@ -155,7 +156,8 @@ def train_worker(job: Job, post: Post) -> None:
     # ---- export
     weights = engine.model_state()
     if log:
-        export_run(job, recipe, corpora, specs=specs, weights=weights, spent=log.close())
+        config, spent = model.config, log.close()
+        export_run(job, recipe, corpora, model=config, specs=specs, weights=weights, spent=spent)
 
 
 # ---- the driver
@@ -223,6 +225,7 @@ def build_corpora(
     Raises:
         BuildError: a source is missing, too many records are bad, or the disk is full.
     """
+    fitted(recipe)  # minutes of building are lost on a recipe that makes no model
     tasks = tuple(recipe.tasks.values())
     with ray_cluster(recipe, address=address), build_display(console or Console()) as told:
         return build(tasks, data_dir=data_dir, config=recipe.build, progress=told)

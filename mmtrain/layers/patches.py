@@ -41,6 +41,12 @@ def grid_of(size: Sequence[int], *, patch: Sequence[int], axes: Sequence[str]) -
     return tuple(length // step for length, step in zip(size, patch, strict=True))
 
 
+def known(*sizes: int | None) -> tuple[int, ...]:
+    """Sizes that a config was given, or that were taken from its tasks (`fitting.py`)."""
+    assert None not in sizes, "a net is built of a config that was fitted to its tasks"
+    return tuple(size for size in sizes if size is not None)
+
+
 def check_size(inputs: Tensor, expected: Sequence[int], *, net: str) -> None:
     """Refuses inputs (B, ...) whose other axes are not as expected."""
     if tuple(inputs.shape[1:]) != tuple(expected):

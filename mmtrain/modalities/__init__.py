@@ -2,7 +2,8 @@
 
 The name is the module: `mmtrain/modalities/<net>.py` defines
 
-    Config                                      its settings, frozen, all with defaults
+    Config                                      its settings, frozen, all with defaults. What it
+                                                needs of features, `fitting.py` takes: see there
     Input(config, *, model_dim, vocab_size)     stem: (inputs, lengths) -> Encoded; `dims` is 1 for
                                                 sequences, 2 for grids. None: no stem. It may have
                                                 units to cut out, see layers/units.py; it is built

@@ -10,18 +10,21 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from mmtrain.layers.encoded import Encoded
-from mmtrain.layers.patches import PatchEmbedding, Tokens, check_size, grid_of
+from mmtrain.layers.patches import PatchEmbedding, Tokens, check_size, grid_of, known
 
 Output = None
 
 
 class Config(BaseModel):
-    """Settings of the audio net. The defaults: 8 s at 100 frames a second, 128 bins."""
+    """Settings of the audio net; sizes as the tasks' sounds have."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_frames: int = Field(default=800, ge=1, description="Frames of a clip.")
-    num_bins: int = Field(default=128, ge=1, description="Mel bins of a frame.")
+    TAKEN: ClassVar = ("num_frames", "num_bins")
+    AGREED: ClassVar = ("sample_rate_hz", "frame_ms", "hop_ms")
+
+    num_frames: int | None = Field(default=None, ge=1, description="Frames of a clip.")
+    num_bins: int | None = Field(default=None, ge=1, description="Mel bins of a frame.")
     patch: tuple[int, int] = Field(default=(16, 16), description="Frames and bins of a patch.")
     channels: int = Field(
         default=3, ge=1, description="Copies of the spectrogram; 3 take a picture net's kernel."
@@ -31,6 +34,16 @@ class Config(BaseModel):
         default=1.0, gt=0, description="Divides what is left; 2.762 for raw log-mel."
     )
     drop_prob: float = Field(default=0.0, ge=0, lt=1, description="Dropout of the tokens.")
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Patches along time and along frequency.
+
+        Raises:
+            InputSizeError: patches do not divide the size.
+        """
+        size = known(self.num_frames, self.num_bins)
+        return grid_of(size, patch=self.patch, axes=("frames", "bins"))
 
 
 class Input(nn.Module):
@@ -45,8 +58,8 @@ class Input(nn.Module):
     def __init__(self, config: Config, *, model_dim: int, vocab_size: int) -> None:
         super().__init__()
         self.config = config
-        self.size = (config.num_frames, config.num_bins)
-        rows, columns = grid_of(self.size, patch=config.patch, axes=("frames", "bins"))
+        self.size = known(config.num_frames, config.num_bins)
+        rows, columns = config.grid
         self.grid = (rows, columns)
         self.embed = PatchEmbedding(config.channels, model_dim, patch=config.patch)
         self.tokens = Tokens(rows * columns, model_dim, drop_prob=config.drop_prob)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mmtrain.layers.encoded import Encoded
 from mmtrain.layers.entry import EntryFlow, Stage
+from mmtrain.layers.patches import known
 from mmtrain.layers.units import (
     ScaleSite,
     UnitCounts,
@@ -28,7 +29,11 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    channels: int = Field(default=1, ge=1, description="Of the pictures: 1 grey, 3 colour.")
+    TAKEN: ClassVar = ("channels",)
+
+    channels: int | None = Field(
+        default=None, ge=1, description="Of the pictures; null: as the tasks' inputs have."
+    )
     stems: tuple[Stage, ...] = Field(
         default=(Stage(width=32, stride=(2, 2)),),
         min_length=1,
@@ -73,8 +78,9 @@ class Input(nn.Module):
 
     def __init__(self, config: Config, *, model_dim: int, vocab_size: int) -> None:
         super().__init__()
+        (channels,) = known(config.channels)
         self.flow = EntryFlow(
-            config.channels,
+            channels,
             stems=config.stems,
             blocks=config.blocks,
             model_dim=model_dim,

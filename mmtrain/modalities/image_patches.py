@@ -10,23 +10,35 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from mmtrain.layers.encoded import Encoded
-from mmtrain.layers.patches import PatchEmbedding, Tokens, check_size, grid_of
+from mmtrain.layers.patches import PatchEmbedding, Tokens, check_size, grid_of, known
 
 Output = None
 
 
 class Config(BaseModel):
-    """Settings of the image net. The defaults are those of ViT-B/16 at 384 pixels."""
+    """Settings of the image net: ViT-B/16's patch, sizes as the tasks' pictures have."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    height: int = Field(default=384, ge=1, description="Rows of a picture, in pixels.")
-    width: int = Field(default=384, ge=1, description="Columns of a picture, in pixels.")
-    channels: int = Field(default=3, ge=1, description="Of the pictures: 1 grey, 3 colour.")
+    TAKEN: ClassVar = ("height", "width", "channels")
+
+    height: int | None = Field(default=None, ge=1, description="Rows of a picture, in pixels.")
+    width: int | None = Field(default=None, ge=1, description="Columns of a picture, in pixels.")
+    channels: int | None = Field(default=None, ge=1, description="Of the pictures: 1 or 3.")
     patch: tuple[int, int] = Field(
         default=(16, 16), description="Rows and columns of a patch, in pixels."
     )
     drop_prob: float = Field(default=0.0, ge=0, lt=1, description="Dropout of the tokens.")
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Rows and columns of patches.
+
+        Raises:
+            InputSizeError: patches do not divide the size.
+        """
+        size = known(self.height, self.width)
+        return grid_of(size, patch=self.patch, axes=("rows", "columns"))
 
 
 class Input(nn.Module):
@@ -42,10 +54,10 @@ class Input(nn.Module):
 
     def __init__(self, config: Config, *, model_dim: int, vocab_size: int) -> None:
         super().__init__()
-        self.size = (config.height, config.width, config.channels)
-        rows, columns = grid_of(self.size[:2], patch=config.patch, axes=("rows", "columns"))
+        self.size = known(config.height, config.width, config.channels)
+        rows, columns = config.grid
         self.grid, self.patch = (rows, columns), config.patch
-        self.embed = PatchEmbedding(config.channels, model_dim, patch=config.patch)
+        self.embed = PatchEmbedding(self.size[-1], model_dim, patch=config.patch)
         self.tokens = Tokens(rows * columns, model_dim, drop_prob=config.drop_prob)
 
     def forward(self, pixels_BYXC: Tensor, lengths_B: Tensor) -> Encoded:

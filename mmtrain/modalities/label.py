@@ -1,9 +1,10 @@
-"""The categorical net: an encoded grid or sequence to logits over a task's classes.
+"""The categorical net: a class to a position, an encoded grid or sequence to logits over classes.
 
-It reads the encoder's output, so that a task of classes trains neither mixer nor decoder; or, with
-`reads="decoded"`, one decoded position.
+The head reads the encoder's output, so that a task of classes trains neither mixer nor decoder; or,
+with `reads="decoded"`, one decoded position.
 """
 
+import math
 from typing import ClassVar, Literal
 
 import torch
@@ -11,10 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from mmtrain.layers.encoded import Encoded
-from mmtrain.layers.grid import GridConvStep, Pair, mask_rows, max_pool, stride_lengths
+from mmtrain.layers.grid import GridConvStep, Pair, mask_rows, max_pool, row_mask, stride_lengths
 from mmtrain.layers.units import Slice
-
-Input = None
 
 
 class Config(BaseModel):
@@ -22,6 +21,11 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    TAKEN: ClassVar = ("classes",)
+
+    classes: tuple[str, ...] | None = Field(
+        default=None, description="Of inputs, by id; null: those of the tasks' inputs."
+    )
     reads: Literal["encoded", "decoded"] = Field(
         default="encoded", description="The encoder's output, or one decoded position."
     )
@@ -34,6 +38,26 @@ class Config(BaseModel):
     def paper(cls) -> "Config":
         """Widths D, 1536 and 2048 at D = 1024."""
         return cls(widths=(1.0, 1.5, 2.0))
+
+
+class Input(nn.Module):
+    """Class ids (B, 1) to a position each: rows of a matrix times sqrt(D).
+
+    The bottom of class labels in tensor2tensor v1.0.3; the paper has categories as outputs alone,
+    the patent (WO2018213841A1) as inputs too.
+    """
+
+    dims: ClassVar[Literal[1, 2]] = 1
+
+    def __init__(self, config: Config, *, model_dim: int, vocab_size: int) -> None:
+        super().__init__()
+        assert config.classes, "the net is built of a config that was fitted to its tasks"
+        self.table = nn.Embedding(len(config.classes), model_dim)
+        self.scale = math.sqrt(model_dim)
+        nn.init.normal_(self.table.weight, std=model_dim**-0.5)
+
+    def forward(self, ids_B1: Tensor, lengths_B: Tensor) -> Encoded:
+        return Encoded(self.table(ids_B1) * self.scale, row_mask(lengths_B, ids_B1.shape[1]))
 
 
 class Shape(BaseModel):

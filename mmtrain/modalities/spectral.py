@@ -28,6 +28,8 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    AGREED: ClassVar = ("sample_rate_hz", "num_bins", "frame_ms", "hop_ms")
+
     stems: tuple[Stage, ...] = Field(
         default=(Stage(width=16, stride=(2, 2)),),
         min_length=1,

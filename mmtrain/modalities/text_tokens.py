@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from mmtrain.layers.encoded import Encoded
 from mmtrain.layers.grid import row_mask
-from mmtrain.layers.patches import POSITION_DEVIATION, InputSizeError, Tokens
+from mmtrain.layers.patches import POSITION_DEVIATION, InputSizeError, Tokens, known
 
 Output = None
 
@@ -17,7 +17,11 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    max_tokens: int = Field(default=64, ge=1, description="Longest text, in tokens.")
+    AT_LEAST: ClassVar = {"max_tokens": 64}
+
+    max_tokens: int | None = Field(
+        default=None, ge=1, description="Longest text; null: the tasks' longest, 64 at least."
+    )
     drop_prob: float = Field(default=0.0, ge=0, lt=1, description="Dropout of the tokens.")
 
 
@@ -32,9 +36,9 @@ class Input(nn.Module):
 
     def __init__(self, config: Config, *, model_dim: int, vocab_size: int) -> None:
         super().__init__()
-        self.max_tokens = config.max_tokens
+        (self.max_tokens,) = known(config.max_tokens)
         self.table = nn.Embedding(vocab_size, model_dim)
-        self.tokens = Tokens(config.max_tokens, model_dim, drop_prob=config.drop_prob)
+        self.tokens = Tokens(self.max_tokens, model_dim, drop_prob=config.drop_prob)
         nn.init.normal_(self.table.weight, std=POSITION_DEVIATION)
 
     def forward(self, tokens_BS: Tensor, lengths_B: Tensor) -> Encoded:

@@ -11,20 +11,22 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from mmtrain.layers.encoded import Encoded
-from mmtrain.layers.patches import PatchEmbedding, Tokens, check_size, grid_of
+from mmtrain.layers.patches import PatchEmbedding, Tokens, check_size, grid_of, known
 
 Output = None
 
 
 class Config(BaseModel):
-    """Settings of the video net. The defaults are those of ViViT-B/16x4 on 32 frames."""
+    """Settings of the video net: ViViT-B/16x4's tubelet, sizes as the tasks' clips have."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    num_frames: int = Field(default=32, ge=1, description="Frames of a clip.")
-    height: int = Field(default=224, ge=1, description="Rows of a frame, in pixels.")
-    width: int = Field(default=224, ge=1, description="Columns of a frame, in pixels.")
-    channels: int = Field(default=3, ge=1, description="Of the frames: 1 grey, 3 colour.")
+    TAKEN: ClassVar = ("num_frames", "height", "width", "channels")
+
+    num_frames: int | None = Field(default=None, ge=1, description="Frames of a clip.")
+    height: int | None = Field(default=None, ge=1, description="Rows of a frame, in pixels.")
+    width: int | None = Field(default=None, ge=1, description="Columns of a frame, in pixels.")
+    channels: int | None = Field(default=None, ge=1, description="Of the frames: 1 or 3.")
     patch: tuple[int, int, int] = Field(
         default=(4, 16, 16), description="Frames, rows and columns of a tubelet."
     )
@@ -33,6 +35,22 @@ class Config(BaseModel):
         description="What attends to each other: all of a clip, or one moment's tubelets alone.",
     )
     drop_prob: float = Field(default=0.0, ge=0, lt=1, description="Dropout of the tokens.")
+
+    @property
+    def moments(self) -> int:
+        """Sequences of a clip, which the body's outputs are averaged over."""
+        return known(self.num_frames)[0] // self.patch[0] if self.sequence == "frame" else 1
+
+    @property
+    def grid(self) -> tuple[int, ...]:
+        """Rows and columns of the positions of a sequence; a clip's moments lie below each other.
+
+        Raises:
+            InputSizeError: tubelets do not divide the size, or a clip is shorter than one.
+        """
+        size = known(self.num_frames, self.height, self.width)
+        moments, rows, columns = grid_of(size, patch=self.patch, axes=("frames", "rows", "columns"))
+        return (rows if self.sequence == "frame" else moments * rows, columns)
 
 
 class Input(nn.Module):
@@ -50,14 +68,11 @@ class Input(nn.Module):
 
     def __init__(self, config: Config, *, model_dim: int, vocab_size: int) -> None:
         super().__init__()
-        self.size = (config.num_frames, config.height, config.width, config.channels)
-        axes = ("frames", "rows", "columns")
-        moments, rows, columns = grid_of(self.size[:3], patch=config.patch, axes=axes)
-        self.moments = moments if config.sequence == "frame" else 1
-        self.grid = (rows if config.sequence == "frame" else moments * rows, columns)
-        self.patch = config.patch[1:]
-        self.embed = PatchEmbedding(config.channels, model_dim, patch=config.patch)
-        self.tokens = Tokens(self.grid[0] * columns, model_dim, drop_prob=config.drop_prob)
+        self.size = known(config.num_frames, config.height, config.width, config.channels)
+        rows, columns = config.grid
+        self.grid, self.moments, self.patch = (rows, columns), config.moments, config.patch[1:]
+        self.embed = PatchEmbedding(self.size[-1], model_dim, patch=config.patch)
+        self.tokens = Tokens(rows * columns, model_dim, drop_prob=config.drop_prob)
 
     def forward(self, pixels_BTYXC: Tensor, lengths_B: Tensor) -> Encoded:
         check_size(pixels_BTYXC, self.size, net="video_tubelets")

@@ -29,6 +29,8 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    AGREED: ClassVar = ("sample_rate_hz",)
+
     stems: tuple[Stage, ...] = Field(
         default=(Stage(width=64, kernel=(65, 1), stride=(16, 1)),),
         min_length=1,

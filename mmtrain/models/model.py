@@ -92,8 +92,8 @@ class ModelConfig(BaseModel):
     nets: dict[str, SerializeAsAny[BaseModel]] = Field(
         default={}, description="Config of each modality net; one not named has its defaults."
     )
-    vocab_size: int = Field(
-        default=2, ge=2, description="Tokens of the joint vocabulary, commands included."
+    vocab_size: int | None = Field(
+        default=None, ge=2, description="Tokens of the nets of text; null: as the corpora have."
     )
 
     @model_validator(mode="before")
@@ -210,7 +210,7 @@ class MultiTaskModel(nn.Module):
 
     def _sizes(self) -> dict[str, int]:
         model_dim = cast(Any, self.config.body).model_dim
-        return {"model_dim": model_dim, "vocab_size": self.config.vocab_size}
+        return {"model_dim": model_dim, "vocab_size": self.config.vocab_size or 0}
 
     def forward(
         self,

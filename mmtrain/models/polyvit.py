@@ -39,11 +39,9 @@ def released_nets() -> dict[str, BaseModel]:
     401 positions with the class token.
     """
     return {
-        "image_patches": image_patches.Config(height=384, width=384, patch=(16, 16)),
-        "video_tubelets": video_tubelets.Config(
-            num_frames=32, height=224, width=224, patch=(4, 16, 16)
-        ),
-        "audio_patches": audio_patches.Config(num_frames=800, num_bins=128, patch=(16, 16)),
+        "image_patches": image_patches.Config(height=384, width=384, channels=3),
+        "video_tubelets": video_tubelets.Config(num_frames=32, height=224, width=224, channels=3),
+        "audio_patches": audio_patches.Config(num_frames=800, num_bins=128),
     }
 
 

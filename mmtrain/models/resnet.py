@@ -10,7 +10,7 @@ the stage's first projection (or the first convolution) and the last convolution
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mmtrain.layers.encoded import Encoded
 from mmtrain.layers.norm import GridNorm
+from mmtrain.layers.patches import known
 from mmtrain.layers.units import ScaleSite, Slice, UnitGate, UnitGroup
 from pipelines.errors import MMTrainError
 
@@ -41,7 +42,11 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    channels: int = Field(default=1, ge=1, description="Of the pictures: 1 grey, 3 colour.")
+    TAKEN: ClassVar = ("channels",)
+
+    channels: int | None = Field(
+        default=None, ge=1, description="Of the pictures; null: as the tasks' inputs have."
+    )
     depth: int = Field(
         default=8,
         ge=4,
@@ -186,9 +191,8 @@ class Body(nn.Module):
         self.output_group = output_group(config)
         self._groups = _groups_of_blocks(config)
         dim = config.count(self._groups[0][0])
-        self.stem = ConvNorm(
-            config.channels, dim, kernel=3, stride=1, momentum=config.norm_momentum
-        )
+        (channels,) = known(config.channels)
+        self.stem = ConvNorm(channels, dim, kernel=3, stride=1, momentum=config.norm_momentum)
         self.stem_gate = UnitGate(axis=1)
         self.blocks = nn.ModuleList()
         for (stage, block), (source, inner, stream) in zip(

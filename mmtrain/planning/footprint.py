@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_iter
 
 from mmtrain.balancing import add_log_variances
 from mmtrain.engines.recompute import recompute_blocks
+from mmtrain.fitting import fitted
 from mmtrain.initialize import frozen_owners
 from mmtrain.layers.experts import Experts
 from mmtrain.layers.moe import MoE
@@ -153,7 +154,7 @@ class _ForwardOnly:
 def meta_model(recipe: Recipe, specs: Sequence[TaskSpec]) -> tuple[MultiTaskModel, Passes]:
     """The recipe's model as training sees it, with masks and frozen owners, without memory."""
     with torch.device("meta"):
-        model = build_model(recipe.model, specs, seed=recipe.seed)
+        model = build_model(fitted(recipe), specs, seed=recipe.seed)
         passes = Passes.build(recipe, model)
         if recipe.balancing == "uncertainty":
             add_log_variances(model)

@@ -30,7 +30,6 @@ def quickstart() -> Recipe:
                 join="none",
                 drop_prob=0.0,  # 0.1 kept captions from digits for 300 steps of theirs, 0 did not
             ),
-            vocab_size=VOCABULARY_SIZE,
         ),
         build=BuildConfig(vocabulary_size=VOCABULARY_SIZE),
         schedule=ScheduleConfig(name="alternating"),
@@ -54,7 +53,6 @@ def multimodel_8() -> Recipe:
             family="multimodel",
             body=multimodel.Config.paper(),
             nets={"image": image.Config(blocks=(Stage(width=256, stride=(2, 2)), Stage()))},
-            vocab_size=8192,
         ),
         build=BuildConfig(vocabulary_size=8192),
         optimizer=OptimizerConfig(  # tensor2tensor v1.0.3: 0.05 / 500, warm-up 3000 a replica
@@ -103,7 +101,6 @@ def debug() -> Recipe:
                     expert_dim=32,
                     join="none",
                 ),
-                vocab_size=VOCABULARY_SIZE,
             ),
             engine=EngineConfig(name="torch"),
             optimizer=OptimizerConfig(warmup_steps=5),

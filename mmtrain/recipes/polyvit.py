@@ -5,7 +5,7 @@ the steps, learning rate, batch size and regularisation of its own run.
 """
 
 from mmtrain.engines import EngineConfig
-from mmtrain.modalities import audio_patches, elements, image_patches, linear, video_tubelets
+from mmtrain.modalities import audio_patches, image_patches, linear, video_tubelets
 from mmtrain.models import polyvit
 from mmtrain.models.model import ModelConfig
 from mmtrain.optim import OptimizerConfig
@@ -36,14 +36,9 @@ def polyvit_tiny() -> Recipe:
             family="polyvit",
             body=polyvit.Config(model_dim=96, num_layers=4, num_heads=4, mlp_dim=384),
             nets={
-                "image_patches": image_patches.Config(height=32, width=32, channels=1, patch=PATCH),
-                "video_tubelets": video_tubelets.Config(
-                    num_frames=8, height=32, width=32, channels=1, patch=(2, *PATCH)
-                ),
-                "audio_patches": audio_patches.Config(
-                    num_frames=48, num_bins=32, patch=PATCH, channels=1
-                ),
-                "elements": elements.Config(patch=PATCH),
+                "image_patches": image_patches.Config(patch=PATCH),
+                "video_tubelets": video_tubelets.Config(patch=(2, *PATCH)),
+                "audio_patches": audio_patches.Config(patch=PATCH, channels=1),
             },
         ),
         schedule=SCHEDULE,

@@ -8,6 +8,9 @@ The name is the module: `pipelines/modalities/<modality>.py` defines
                                                      value that a person can read
     collate(arrays, *, feature) -> Padded            the arrays of a batch, padded and stacked
 
+    text_of(value, *, feature) -> str                optional, of text: its normal form
+    WRITTEN = True                                   optional: raw values are strings, not files
+
 All are functions of one row or one batch: no state, no Ray. `encode` raises `BadExampleError`
 with the reason when a raw value cannot be used. `vocabulary` is None where no task of a run has
 text.
@@ -85,6 +88,16 @@ def load(name: str) -> ModuleType:
     if name not in names():
         raise UnknownNameError("modality", name, names())
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def is_text(name: str) -> bool:
+    """Whether a modality is text, of the joint vocabulary: it says so by a function `text_of`."""
+    return hasattr(load(name), "text_of")
+
+
+def is_written(name: str) -> bool:
+    """Whether raw values of a modality are strings; of others they are files' bytes."""
+    return is_text(name) or getattr(load(name), "WRITTEN", False)
 
 
 def named_by_files(values: Iterable[object]) -> str | None:

@@ -26,6 +26,7 @@ import torch.multiprocessing as mp
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from mmtrain.engines import build_engine
+from mmtrain.fitting import fitted
 from mmtrain.models.model import build_model
 from mmtrain.objective import micro_loss
 from mmtrain.planning.estimate import plan_run
@@ -102,7 +103,7 @@ def planned_bytes(recipe: Recipe) -> int:
 def train_steps(recipe: Recipe, *, rank: int, world_size: int) -> None:
     """Two rounds of a step of each task, as the train loop takes them."""
     ranks = Ranks(rank, world_size, torch.device("cpu"))
-    model = build_model(recipe.model, task_specs(recipe, AnyCommand()), seed=0)  # type: ignore[arg-type]
+    model = build_model(fitted(recipe), task_specs(recipe, AnyCommand()), seed=0)  # type: ignore[arg-type]
     passes = Passes.build(recipe, model)
     optimizer = run_optimizer(recipe)
     owners = {task: model.owners(task) for task in recipe.tasks}

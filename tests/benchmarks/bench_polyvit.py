@@ -46,8 +46,10 @@ def build(tasks: tuple[TaskSpec, ...], *, num_adapter_blocks: int = 0) -> MultiT
         family="polyvit",
         body=Config.tiny(num_adapter_blocks=num_adapter_blocks),
         nets={
-            "image_patches": image_patches.Config(height=SIDE, width=SIDE),
-            "video_tubelets": video_tubelets.Config(num_frames=8, height=112, width=112),
+            "image_patches": image_patches.Config(height=SIDE, width=SIDE, channels=3),
+            "video_tubelets": video_tubelets.Config(
+                num_frames=8, height=112, width=112, channels=3
+            ),
             "audio_patches": audio_patches.Config(num_frames=128),
         },
         vocab_size=2,

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from mmtrain.comparison import cost_of
 from mmtrain.export import Lineage, bundle_task, load_bundle, save_bundle
+from mmtrain.fitting import fitted
 from mmtrain.modalities import image_patches
 from mmtrain.models import multimodel, polyvit, resnet
 from mmtrain.models.model import ModelConfig, MultiTaskModel, TaskSpec, build_model, net_of
@@ -103,7 +104,7 @@ def specs_of(recipe: Recipe) -> list[TaskSpec]:
 
 
 def masked_model(recipe: Recipe) -> MultiTaskModel:
-    model = build_model(recipe.model, specs_of(recipe), seed=0)
+    model = build_model(fitted(recipe), specs_of(recipe), seed=0)
     assert recipe.pruning is not None, "recipes of subtasks have masks"
     add_masks(model, recipe.pruning, seed=0)
     return spread(model.eval())
@@ -125,7 +126,7 @@ def usual_resnet() -> Base:
 
 
 def usual_polyvit() -> Base:
-    nets = {"image_patches": image_patches.Config(height=112, width=112)}
+    nets = {"image_patches": image_patches.Config(height=112, width=112, channels=3)}
     config = ModelConfig(family="polyvit", body=polyvit.Config.tiny(), nets=nets)
     spec = TaskSpec(name="image", input_net="image_patches", output_net="linear", num_outputs=10)
     return Base("vit_tiny", build_model(config, [spec], seed=0).eval(), {"image": (112, 112, 3)})

@@ -4,6 +4,7 @@ from functools import cache
 from pathlib import Path
 
 from mmtrain.export import Lineage, bundle_task, save_bundle
+from mmtrain.modalities import image
 from mmtrain.models import multimodel
 from mmtrain.models.model import ModelConfig, MultiTaskModel, TaskSpec, build_model
 from tests.mmtrain.example_corpus import CLASSES, TASKS, example_vocabulary
@@ -32,7 +33,7 @@ def example_config(vocab_size: int) -> ModelConfig:
         active_experts=2,
         expert_dim=16,
     )
-    return ModelConfig(body=body, vocab_size=vocab_size)
+    return ModelConfig(body=body, nets={"image": image.Config(channels=1)}, vocab_size=vocab_size)
 
 
 def example_specs() -> dict[str, TaskSpec]:

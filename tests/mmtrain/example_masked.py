@@ -62,7 +62,7 @@ def build_shades(data_dir: Path) -> Path:
 
 
 def shades_config() -> ModelConfig:
-    return ModelConfig(family="resnet", body=resnet.Config(depth=8, widths=(4, 6, 8)))
+    return ModelConfig(family="resnet", body=resnet.Config(channels=1, depth=8, widths=(4, 6, 8)))
 
 
 def shades_recipe() -> Recipe:

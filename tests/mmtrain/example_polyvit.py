@@ -39,8 +39,10 @@ LINEAGE = Lineage(
 
 def nets(**others: BaseModel) -> dict[str, BaseModel]:
     return {
-        "image_patches": image_patches.Config(height=16, width=16, patch=(8, 8)),
-        "video_tubelets": video_tubelets.Config(num_frames=8, height=16, width=16, patch=(4, 8, 8)),
+        "image_patches": image_patches.Config(height=16, width=16, patch=(8, 8), channels=3),
+        "video_tubelets": video_tubelets.Config(
+            num_frames=8, height=16, width=16, patch=(4, 8, 8), channels=3
+        ),
         "audio_patches": audio_patches.Config(num_frames=32, num_bins=16, patch=(8, 8)),
         **others,
     }

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from mmtrain.balancing import add_log_variances, uncertain_loss, without_log_variances
+from mmtrain.modalities import image
 from mmtrain.models import multimodel
 from mmtrain.models.model import ModelConfig, MultiTaskModel, TaskSpec, build_model
 
@@ -20,7 +21,11 @@ def model() -> MultiTaskModel:
                  loss="squared_error"),
         TaskSpec(name="copy", input_net="text", output_net="text", command_id=3),
     ]  # fmt: skip
-    built = build_model(ModelConfig(body=body, vocab_size=50), tasks, seed=0)
+    built = build_model(
+        ModelConfig(body=body, nets={"image": image.Config(channels=1)}, vocab_size=50),
+        tasks,
+        seed=0,
+    )
     add_log_variances(built)
     return built
 

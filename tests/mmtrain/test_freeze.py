@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from mmtrain.fitting import fitted
 from mmtrain.initialize import InitError, freeze, plan_recipe_start
 from mmtrain.models.model import build_model
 from mmtrain.recipe import load_recipe
@@ -36,6 +37,6 @@ def test_weights_as_drawn_are_not_frozen():
     recipe = load_recipe("linear_probe")
     specs = task_specs(recipe, None)
     with torch.device("meta"):
-        model = build_model(recipe.model, specs, seed=0)
+        model = build_model(fitted(recipe), specs, seed=0)
     with pytest.raises(InitError, match="--init-from"):
         plan_recipe_start(recipe, model, vocabulary=None)

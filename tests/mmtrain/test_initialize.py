@@ -135,7 +135,7 @@ def test_timm_state_dict_gives_the_same_features(vit, tmp_path):
 
 
 def test_positions_of_larger_pictures_are_resized_and_the_class_row_is_kept(vit, folder):
-    larger = nets(image_patches=image_patches.Config(height=32, width=24, patch=(8, 8)))
+    larger = nets(image_patches=image_patches.Config(height=32, width=24, patch=(8, 8), channels=3))
     model = started(small_polyvit("shape", held=larger), folder)
     table = model.state_dict()["stems.image_patches.tokens.positions"]
     theirs = vit.vit.embeddings.position_embeddings[0]
@@ -147,7 +147,7 @@ def test_positions_of_larger_pictures_are_resized_and_the_class_row_is_kept(vit,
 
 def test_rectangular_pictures_keep_their_grid(tmp_path):
     ViTModel(hugging_face(image_size=(32, 16))).save_pretrained(tmp_path)
-    held = nets(image_patches=image_patches.Config(height=32, width=16, patch=(8, 8)))
+    held = nets(image_patches=image_patches.Config(height=32, width=16, patch=(8, 8), channels=3))
     model = started(small_polyvit("shape", held=held), tmp_path)
     theirs = load_file(tmp_path / "model.safetensors")["embeddings.position_embeddings"]
     assert torch.equal(model.state_dict()["stems.image_patches.tokens.positions"], theirs[0])
@@ -286,7 +286,7 @@ def test_clips_start_from_pictures_rather_than_from_sounds():
 def test_frames_by_themselves_take_a_pictures_positions():
     held = nets(
         video_tubelets=video_tubelets.Config(
-            num_frames=8, height=16, width=16, patch=(4, 8, 8), sequence="frame"
+            num_frames=8, height=16, width=16, patch=(4, 8, 8), sequence="frame", channels=3
         )
     )
     source = small_polyvit("shape", seed=5)

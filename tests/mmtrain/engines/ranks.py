@@ -21,6 +21,7 @@ from mmtrain.checkpoint import CheckpointError, Progress
 from mmtrain.engines import EngineConfig, EngineError, build_engine
 from mmtrain.gradients import build_gradients
 from mmtrain.losses import cross_entropy
+from mmtrain.modalities import image
 from mmtrain.models import multimodel, resnet
 from mmtrain.models.model import ModelConfig, TaskSpec, build_model
 
@@ -208,7 +209,11 @@ def real_model(layout: str) -> dict[str, Any]:
         TaskSpec(name="red", input_net="image", output_net="label", num_outputs=10),
         TaskSpec(name="blue", input_net="text", output_net="text", command_id=3),
     ]
-    model = build_model(ModelConfig(body=body, vocab_size=50), tasks, seed=0)
+    model = build_model(
+        ModelConfig(body=body, nets={"image": image.Config(channels=1)}, vocab_size=50),
+        tasks,
+        seed=0,
+    )
     torch.manual_seed(0)
     for parameter in model.parameters():  # gates start at zero, where choices are ties
         parameter.data += torch.randn(parameter.shape) * 0.1
@@ -236,7 +241,7 @@ def real_model(layout: str) -> dict[str, Any]:
 
 def norms_engine(layout: str, *, seed: int = 0) -> Any:
     """A model with batch norms."""
-    body = resnet.Config(depth=8, widths=(4, 6, 8))
+    body = resnet.Config(channels=1, depth=8, widths=(4, 6, 8))
     tasks = [TaskSpec(name="red", input_net="image_pixels", output_net="linear", num_outputs=10)]
     model = build_model(ModelConfig(family="resnet", body=body), tasks, seed)
     return build_engine(LAYOUTS[layout], model=model, optimizer=ADAM)

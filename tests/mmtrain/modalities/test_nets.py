@@ -16,8 +16,8 @@ SIZES = {"model_dim": 16, "vocab_size": 20}
     [
         ((299, 299), image.Config.paper(), (19, 19)),  # 299, 150, 75, 38, 19
         ((32, 32), image.Config.paper(), (2, 2)),
-        ((32, 32), image.Config(), (4, 4)),
-        ((33, 50), image.Config(), (5, 7)),
+        ((32, 32), image.Config(channels=1), (4, 4)),
+        ((33, 50), image.Config(channels=1), (5, 7)),
         ((32, 32), image.Config.tiny(), (32, 32)),
         ((9, 8), image.Config.tiny(stride=2), (5, 4)),
     ],
@@ -59,7 +59,7 @@ def test_loudness_and_range_of_raw_values_change_nothing():
         atol=1e-4,
         rtol=0,
     )
-    picture = image.Input(image.Config(), **SIZES)
+    picture = image.Input(image.Config(channels=1), **SIZES)
     pixels = torch.randint(0, 256, (1, 16, 16, 1), dtype=torch.uint8)
     size = torch.tensor([16])
     assert_close(

@@ -49,7 +49,7 @@ def bars(batch: int, *, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 CASES = {
     "waveform": (waveform.Input, waveform.Config(), tones),
     "spectral": (spectral.Input, spectral.Config(), spectra),
-    "image": (image.Input, image.Config(), bars),
+    "image": (image.Input, image.Config(channels=1), bars),
 }
 
 

@@ -131,8 +131,9 @@ def test_inputs_of_another_size_are_refused_with_both_sizes():
 
 
 def test_a_clip_shorter_than_a_tubelet_is_refused_when_the_net_is_built():
+    config = video_tubelets.Config(num_frames=3, height=16, width=16, channels=3)
     with pytest.raises(InputSizeError, match="3 frames are fewer than the 4 of a patch"):
-        video_tubelets.Input(video_tubelets.Config(num_frames=3), **SIZES)
+        video_tubelets.Input(config, **SIZES)
 
 
 def encoded_of(values_BSD, *, mask_BS=None, grid=None, patch=None):
@@ -182,6 +183,6 @@ def test_each_patch_may_have_its_scores_once():
 
 
 def test_a_head_of_elements_for_other_patches_is_refused():
-    head = elements.Output(elements.Config(), **HEAD, num_outputs=5)
+    head = elements.Output(elements.Config(patch=(16, 16)), **HEAD, num_outputs=5)
     with pytest.raises(InputSizeError, match=r"\(16, 16\), the input net's patches are \(8, 8\)"):
         head(encoded_of(torch.randn(2, 7, 8), grid=(2, 3), patch=(8, 8)))

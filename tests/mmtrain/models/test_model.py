@@ -108,7 +108,7 @@ def test_unknown_names_are_answered_with_near_ones():
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"input_net": "label", "output_net": "text"}, "takes no inputs"),
+        ({"input_net": "linear", "output_net": "text"}, "takes no inputs"),
         ({"input_net": "text", "output_net": "image"}, "makes no outputs"),
         ({"input_net": "text", "output_net": "text"}, "name one"),
     ],

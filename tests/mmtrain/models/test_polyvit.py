@@ -55,7 +55,7 @@ def test_sizes_have_their_usual_names(size, parameters):
     config = ModelConfig(
         family="polyvit",
         body=getattr(Config, size)(),
-        nets={"image_patches": image_patches.Config(height=224, width=224)},
+        nets={"image_patches": image_patches.Config(height=224, width=224, channels=3)},
     )
     with torch.device("meta"):
         model = build_model(config, [spec("a", "image_patches", 1)], seed=0)
@@ -137,7 +137,7 @@ def test_features_equal_those_of_a_plain_vit_with_the_same_weights(num_adapter_b
         model_dim=16, num_layers=3, num_heads=2, mlp_dim=24, layer_norm_eps=1e-12, gelu="erf",
         num_adapter_blocks=num_adapter_blocks,
     )  # fmt: skip
-    nets = {"image_patches": image_patches.Config(height=8, width=8, patch=(4, 4))}
+    nets = {"image_patches": image_patches.Config(height=8, width=8, patch=(4, 4), channels=3)}
     config = ModelConfig(family="polyvit", body=body, nets=nets)
     model = build_model(config, [spec("a", "image_patches", 5)], seed=0).eval()
     stem = model.stems["image_patches"]
@@ -322,7 +322,7 @@ def test_settings_that_do_not_go_together_are_refused():
         tiny_polyvit(num_heads=3)
     with pytest.raises(BodyError, match="num_adapter_blocks 5 is more than num_layers 4"):
         tiny_polyvit(num_adapter_blocks=5)
-    short = {"video_tubelets": video_tubelets.Config(num_frames=3)}
+    short = {"video_tubelets": video_tubelets.Config(num_frames=3, height=16, width=16, channels=3)}
     with pytest.raises(InputSizeError, match="3 frames are fewer than the 4 of a patch"):
         build_model(
             ModelConfig(family="polyvit", body=Config(), nets=short),

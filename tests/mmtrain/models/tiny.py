@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmtrain.modalities import image
 from mmtrain.models.model import ModelConfig, MultiTaskModel, TaskSpec, build_model
 from mmtrain.models.multimodel import Config
 
@@ -26,7 +27,7 @@ def tiny_model(*, seed: int = 0, nets: dict[str, Any] | None = None, **body: Any
     sizes = {"model_dim": 16, "num_heads": 4, "num_experts": 4, "active_experts": 2}
     config = ModelConfig(
         body=Config(**{**sizes, "expert_dim": 8, "drop_prob": 0.0, **body}),
-        nets=nets or {},
+        nets={"image": image.Config(channels=1), **(nets or {})},
         vocab_size=VOCABULARY,
     )
     model = build_model(config, TASKS, seed)

@@ -16,7 +16,9 @@ TASKS = (
 
 def tiny_resnet(tasks: tuple[TaskSpec, ...] = TASKS, **body: Any) -> MultiTaskModel:
     """In evaluation mode."""
-    config = ModelConfig(family="resnet", body=Config(**{"widths": (6, 8, 10), **body}))
+    config = ModelConfig(
+        family="resnet", body=Config(**{"channels": 1, "widths": (6, 8, 10), **body})
+    )
     model = build_model(config, tasks, seed=0)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():

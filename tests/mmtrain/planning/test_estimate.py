@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 
 from mmtrain.cli import app
 from mmtrain.engines import EngineConfig, EngineError, check_combination
+from mmtrain.fitting import fitted
 from mmtrain.models.model import TaskSpec, build_model
 from mmtrain.planning.amounts import AmountError, parse_bytes, parse_resources
 from mmtrain.planning.estimate import plan_run, resources_of
@@ -66,7 +67,7 @@ def test_parameters_of_shipped_recipes_are_the_model_s(name):
     recipe = load_recipe(name)
     model, _ = meta_model(recipe, specs_of(recipe))
     planned = sum(held.numel() for held in model.parameters())
-    real = build_model(recipe.model, specs_of(recipe), seed=0)
+    real = build_model(fitted(recipe), specs_of(recipe), seed=0)
     masks = sum(held.numel() for held in model.masks.parameters()) if recipe.pruning else 0  # type: ignore[union-attr]
     assert planned == sum(held.numel() for held in real.parameters()) + masks
 
@@ -252,7 +253,7 @@ def test_a_step_trains_the_task_s_owners_and_no_others():
 def test_a_traced_model_leaves_nothing_behind_that_has_no_data():
     recipe = load_recipe("debug")
     plan_run(recipe.only(["parsing"]), data_dir=NOWHERE)
-    model = build_model(recipe.model, specs_of(recipe), seed=0)
+    model = build_model(fitted(recipe), specs_of(recipe), seed=0)
     ids = torch.ones(1, 4, dtype=torch.int64)
     out = model(task="parsing", inputs=ids, input_lengths=torch.tensor([4]), targets=ids)
     assert out.logits.isfinite().all()

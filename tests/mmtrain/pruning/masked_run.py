@@ -254,7 +254,7 @@ BODIES = {
         gate_noise="none",
         balance_weight=0.0,
     ),
-    "norms": resnet.Config(depth=8, widths=(4, 6, 8)),
+    "norms": resnet.Config(channels=1, depth=8, widths=(4, 6, 8)),
 }
 
 

@@ -38,7 +38,7 @@ def test_a_cut_network_costs_what_its_counts_of_units_say(seed, shortcuts):
 def test_bytes_are_those_of_weights_and_statistics():
     model = tiny_resnet()
     channels, norms = 3 * 6 + 3 * 8 + 3 * 10, 9  # with a mean, a variance and a counter
-    expected = closed_form_parameters(Config(widths=(6, 8, 10)), scores=(10, 2)) * 4
+    expected = closed_form_parameters(Config(channels=1, widths=(6, 8, 10)), scores=(10, 2)) * 4
     assert count(model, []).bytes == expected + 2 * channels * 4 + norms * 8
 
 

@@ -23,7 +23,7 @@ CONFIG = PruningConfig(
 
 @pytest.fixture
 def model() -> MultiTaskModel:
-    body = resnet.Config(depth=8, widths=(4, 6, 8))
+    body = resnet.Config(channels=1, depth=8, widths=(4, 6, 8))
     task = TaskSpec(
         name="shape", input_net="image_pixels", output_net="linear", num_outputs=4,
         loss="sigmoid_cross_entropy",
