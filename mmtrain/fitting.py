@@ -135,7 +135,7 @@ def check_fits(asked: ModelConfig, config: ModelConfig, tasks: Mapping[str, Side
         place, settings = f"model.nets.{net}", _settings(config.nets, net)
         given = _settings(asked.nets, net)
         _check_settings(given, settings, features, place=place, reader=f"net {net!r}")
-        _check_grid(settings, next(iter(features)))
+        _check_grid(settings, net=net, task=next(iter(features)))
     inputs = {name: task.inputs for name, task in tasks.items()}
     reader = f"the body of family {config.family!r}"
     _check_settings(asked.body, config.body, inputs, place=BODY, reader=reader)
@@ -172,15 +172,15 @@ def _check_settings(
                 raise FittingError(
                     f"task {name}: its {feature.modality} inputs have {field} {_shown(own)}, "
                     f"{reader} has {_shown(value)}; leave {place}.{field} out (null) to take the "
-                    f"task's, or change the task's: --set tasks.{name}.inputs.{field}=..."
+                    f"task's, or give the task the other{_setting(name, field, value)}"
                 )
         for field in getattr(settings, "AT_LEAST", {}):
             value, own = getattr(settings, field), getattr(feature, field)
             if value < own:
                 raise FittingError(
                     f"task {name}: its {feature.modality} inputs have {field} {own}, {reader} has "
-                    f"{value}; leave {place}.{field} out (null) to take the longest, or use --set "
-                    f"tasks.{name}.inputs.{field}={value}"
+                    f"{value}; leave {place}.{field} out (null) to take the longest, or bound the "
+                    f"task's{_setting(name, field, value)}"
                 )
         for field in getattr(settings, "AGREED", ()):
             value, own = getattr(features[first], field), getattr(feature, field)
@@ -188,11 +188,11 @@ def _check_settings(
                 raise FittingError(_disagree(first, name, field, value, own, reader=reader))
 
 
-def _check_grid(settings: BaseModel, task: str) -> None:
+def _check_grid(settings: BaseModel, *, net: str, task: str) -> None:
     try:
         getattr(settings, "grid", None)
     except InputSizeError as error:
-        raise FittingError(f"task {task}: {error}") from None
+        raise FittingError(f"task {task}: net {net!r}: {error}") from None
 
 
 def _disagree(
@@ -200,9 +200,13 @@ def _disagree(
 ) -> str:
     return (
         f"tasks {first} and {second} share {reader}: the inputs of {first} have {field} "
-        f"{_shown(value)}, those of {second} {_shown(own)}; give both the same, --set "
-        f"tasks.{second}.inputs.{field}=..."
+        f"{_shown(value)}, those of {second} {_shown(own)}; give both the same"
+        f"{_setting(second, field, value)}"
     )
+
+
+def _setting(task: str, field: str, value: object) -> str:
+    return "" if isinstance(value, tuple) else f": --set tasks.{task}.inputs.{field}={value}"
 
 
 def _shown(value: object) -> str:

@@ -247,7 +247,7 @@ def read_examples(manifest: Manifest, *, limit: int | None) -> Iterator[Example]
 
 def _text(feature: Feature, array: np.ndarray, *, predictor: Predictor) -> str:
     """An input as text, "" where it is none: baselines do not look at pictures."""
-    if feature.modality != "text":
+    if not modalities.is_written(feature.modality):
         return ""
     decode = modalities.load(feature.modality).decode
     return decode(array, feature=feature, vocabulary=predictor.vocabulary)

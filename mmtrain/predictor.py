@@ -102,7 +102,8 @@ class Predictor:
 
         Args:
             task: name of the task that answers.
-            values: texts; for other inputs, paths (`str` or `Path`) or the files' bytes.
+            values: texts and names of classes; for other inputs, paths (`str` or `Path`) or the
+                files' bytes.
             batch_size: values answered together.
             beam_size: beams of text decoding; 1 is greedy.
 
@@ -300,7 +301,7 @@ class Predictor:
         """A raw value as `build` would store it."""
         raw: str | bytes = value if isinstance(value, bytes) else str(value)
         try:
-            if task.inputs.modality != "text" and not isinstance(value, bytes):
+            if not modalities.is_written(task.inputs.modality) and not isinstance(value, bytes):
                 raw = Path(value).read_bytes()
             encode = modalities.load(task.inputs.modality).encode
             return encode(raw, feature=task.inputs, vocabulary=self.vocabulary)

@@ -192,6 +192,7 @@ def prepare_run(
     Raises:
         MMTrainError: of the kind that says what is wrong; nothing was written.
     """
+    fitted(recipe)
     for name, task in recipe.tasks.items():
         losses.check_loss(task.loss or task.targets.loss, task.targets, task=name)
         check_metrics(task.metrics, task.targets, task=name)
@@ -203,7 +204,6 @@ def prepare_run(
                 f"task {name}: betas {task.betas} are Adam's, optimizer.name=sgd has momentum; "
                 "leave betas out, or set optimizer.name=adamw"
             )
-    fitted(recipe)
     check_balancing(recipe.balancing, engine=recipe.engine, schedule=recipe.schedule)
     check_pruning(recipe)
     corpora = open_corpora(recipe, data_dir)

@@ -90,7 +90,8 @@ def _read(
     if row.value is None or isinstance(row.value, np.ndarray):
         return "", row.value if row.value is not None else str(row.problem)
     try:
-        raw = _raw(row.value, is_text=task.inputs.modality == "text", part=part)
+        is_written = modalities.is_written(task.inputs.modality)
+        raw = _raw(row.value, is_written=is_written, part=part)
         encode = modalities.load(task.inputs.modality).encode
         array = encode(raw, feature=task.inputs, vocabulary=predictor.vocabulary)
         return raw if isinstance(raw, str) else "", array
@@ -100,9 +101,9 @@ def _read(
         return "", str(error)
 
 
-def _raw(value: str | bytes | Path, *, is_text: bool, part: Part) -> str | bytes:
+def _raw(value: str | bytes | Path, *, is_written: bool, part: Part) -> str | bytes:
     """What `encode` takes: a text, or the bytes of the file that a row is or names."""
-    if is_text:
+    if is_written:
         held = value.read_bytes() if isinstance(value, Path) else value
         return held.decode("utf-8") if isinstance(held, bytes) else held
     if isinstance(value, bytes):

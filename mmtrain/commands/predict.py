@@ -24,7 +24,8 @@ class UsageError(MMTrainError):
 def predict(
     model: Annotated[str, typer.Argument(help="Run folder, bundle folder or models:/NAME@ALIAS.")],
     inputs: Annotated[
-        list[str] | None, typer.Argument(help="Texts; files for any other modality.")
+        list[str] | None,
+        typer.Argument(help="Texts or class names; files for any other modality."),
     ] = None,
     task: Annotated[
         str | None, typer.Option(help="Task that answers; default: all of the inputs' modality.")

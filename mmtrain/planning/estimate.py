@@ -10,45 +10,23 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mmtrain.engines import EngineConfig
+from mmtrain.fitting import fitted
 from mmtrain.layers.moe import MoE
 from mmtrain.models.model import MASKS, MultiTaskModel, TaskSpec
 from mmtrain.optim import OPTIMIZERS
 from mmtrain.planning.footprint import Footprint, StepTracer, meta_model
 from mmtrain.planning.longest import LongestBatch, longest_batches
 from mmtrain.planning.refusals import Combination, combinations, why_refused
+from mmtrain.planning.tasks import TaskPlan, built_vocabulary, open_built, task_plans
 from mmtrain.planning.traffic import Traffic, step_traffic
 from mmtrain.planning.zero_memory import FP32, Parameter, RankMemory, keeps_gradients, rank_memory
 from mmtrain.preflight import PreflightError, check_resources, checkpoint_bytes
 from mmtrain.recipe import Recipe
 from mmtrain.runs import task_specs
-from pipelines.errors import CorpusError
-from pipelines.schedule import build_schedule
-from pipelines.shards import Manifest, open_task
+from pipelines.shards import Manifest
+from pipelines.vocabulary import Vocabulary
 
 USABLE = 0.9  # of a GPU's memory: the rest is CUDA's own, and what fragments
-
-
-@dataclass(frozen=True, slots=True)
-class TaskPlan:
-    """A task in a run.
-
-    Args:
-        batch_sizes: examples of a global batch, of each length bucket.
-        micro_sizes: examples of a rank's micro-batch, likewise, rounded up.
-        longest_input: positions of axis 1, padding included.
-        longest_target: likewise.
-        steps: mini-batches in the run.
-        examples: of the training split; None: it is not built.
-        epochs: how often each is read; None: likewise.
-    """
-
-    batch_sizes: tuple[int, ...]
-    micro_sizes: tuple[int, ...]
-    longest_input: int
-    longest_target: int
-    steps: int
-    examples: int | None
-    epochs: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +127,9 @@ def plan_run(
     Raises:
         MMTrainError: the recipe makes no model, or a task no batches.
     """
-    manifests = {name: _built(recipe, name, data_dir) for name in recipe.tasks}
+    manifests = {name: open_built(recipe, name, data_dir=data_dir) for name in recipe.tasks}
+    vocabulary = built_vocabulary(manifests, data_dir=data_dir)
+    recipe = recipe.with_(model=fitted(recipe, vocabulary))
     batches = {name: longest_batches(task, manifests[name]) for name, task in recipe.tasks.items()}
     planner = Planner(recipe, batches)
     counts = list(dict.fromkeys([recipe.num_workers, *workers]))
@@ -163,7 +143,7 @@ def plan_run(
         recipe=recipe.name,
         engine=recipe.engine,
         parameters=by_owner(planner.parameters),
-        tasks=_task_plans(recipe, batches, manifests),
+        tasks=task_plans(recipe, batches, manifests),
         num_steps=recipe.num_steps,
         layouts=layouts,
         combinations=list(
@@ -178,7 +158,7 @@ def plan_run(
         disk=checkpoint_bytes(weights, keep=recipe.keep_checkpoints),
         resources=resources_of(recipe),
         lacking=_lacking(recipe, cluster) if cluster else None,
-        assumed=_assumed(recipe, manifests),
+        assumed=_assumed(recipe, manifests, vocabulary),
         smallest=smallest,
     )
 
@@ -327,51 +307,17 @@ def _lacking(recipe: Recipe, cluster: Mapping[str, float]) -> str | None:
     return None
 
 
-def _built(recipe: Recipe, task: str, data_dir: Path) -> Manifest | None:
-    try:
-        return open_task(recipe.tasks[task], split="train", data_dir=data_dir)
-    except CorpusError:
-        return None
-
-
-def _task_plans(
-    recipe: Recipe,
-    batches: Mapping[str, Sequence[LongestBatch]],
-    manifests: Mapping[str, Manifest | None],
-) -> dict[str, TaskPlan]:
-    schedule = build_schedule(
-        recipe.schedule,
-        tasks=tuple(recipe.tasks),
-        num_steps=recipe.num_steps,
-        seed=recipe.seed,
-        own_steps={name: task.num_steps for name, task in recipe.tasks.items()},
-    )
-    steps = schedule.counts_before(recipe.num_steps)
-    parts = recipe.num_workers * recipe.engine.accumulation
-    found = {}
-    for name, some in batches.items():
-        manifest, sizes = manifests[name], tuple(batch.size for batch in some)
-        examples = manifest.num_examples if manifest else None
-        mean = sum(sizes) / len(sizes)
-        found[name] = TaskPlan(
-            batch_sizes=sizes,
-            micro_sizes=tuple(-(-size // parts) for size in sizes),
-            longest_input=max(batch.inputs[0] for batch in some),
-            longest_target=max(batch.targets[0] for batch in some),
-            steps=steps[name],
-            examples=examples,
-            epochs=steps[name] * mean / examples if examples else None,
-        )
-    return found
-
-
-def _assumed(recipe: Recipe, manifests: Mapping[str, Manifest | None]) -> list[str]:
+def _assumed(
+    recipe: Recipe, manifests: Mapping[str, Manifest | None], vocabulary: Vocabulary | None
+) -> list[str]:
     found = []
     missing = [name for name, manifest in manifests.items() if manifest is None]
     if missing:
         found.append(
             f"not built: {', '.join(missing)}; inputs and targets as long as their features allow"
         )
+    if vocabulary is None and recipe.model.vocab_size is not None:
+        found.append(f"a vocabulary of {recipe.model.vocab_size} tokens, as the recipe allows")
     if any(len(task.bucket_bounds) for task in recipe.tasks.values()):
         found.append("epochs of tasks with a token budget: their length buckets as often as each")
     if recipe.balancing == "pcgrad":

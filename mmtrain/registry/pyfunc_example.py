@@ -10,11 +10,14 @@ from pipelines import modalities
 from pipelines.modalities import Feature
 from pipelines.modalities.audio import AudioFeature, to_wav
 from pipelines.modalities.image import ImageFeature, to_png
+from pipelines.modalities.label import LabelFeature
 from pipelines.modalities.video import VideoFeature
 
 
 def input_example(bundle: Bundle) -> pd.DataFrame:
-    """A row for each task: a digit as text, a black picture or clip, half a second of silence."""
+    """A row for each task: "7" or the first class, a black picture or clip, half a second of
+    silence.
+    """  # fmt: skip
     rows = []
     for name, task in bundle.card.tasks.items():
         value = example_value(task.inputs)
@@ -24,7 +27,7 @@ def input_example(bundle: Bundle) -> pd.DataFrame:
 
 
 def example_value(feature: Feature) -> str | bytes:
-    """A raw value of a feature: a text, or a file's bytes."""
+    """A raw value of a feature: a text, a class, or a file's bytes."""
     if isinstance(feature, ImageFeature):
         return to_png(np.zeros((feature.height, feature.width, 3), dtype=np.uint8))
     if isinstance(feature, VideoFeature):
@@ -32,7 +35,7 @@ def example_value(feature: Feature) -> str | bytes:
     if isinstance(feature, AudioFeature):
         silence = np.zeros(feature.sample_rate_hz // 2, dtype=np.float32)
         return to_wav(silence, rate_hz=feature.sample_rate_hz)
-    return "7"
+    return feature.classes[0] if isinstance(feature, LabelFeature) else "7"
 
 
 def _grey_clip(feature: VideoFeature) -> bytes:

@@ -4,9 +4,9 @@ It is MLflow's "model from code": the bundle and the sources that made it, no pi
 process that has the packages of `REQUIREMENTS` and nothing of ours installed, since the sources of
 `mmtrain` and `pipelines` travel with it (`code_paths`) and come first on the path.
 
-It takes a table with columns `task` and `input` (text, or base64 of the file's bytes for any other
-modality) and gives one with `text`, `log_prob` (nan where there is none), `scores`, `labels` and
-`values` (JSON), `tree` and `mask` (base64 of a PNG file).
+It takes a table with columns `task` and `input` (text or the name of a class, or base64 of the
+file's bytes for any other modality) and gives one with `text`, `log_prob` (nan where there is
+none), `scores`, `labels` and `values` (JSON), `tree` and `mask` (base64 of a PNG file).
 """
 
 import base64
@@ -30,6 +30,7 @@ import pipelines
 from mmtrain.export import Bundle
 from mmtrain.predictor import PredictionError, Predictor
 from mmtrain.registry.pyfunc_example import input_example
+from pipelines import modalities
 
 REQUIREMENTS = (
     "av", "jiwer", "librosa", "mlflow", "numpy", "pandas", "pillow", "pydantic", "safetensors",
@@ -122,7 +123,7 @@ class ServedModel(PythonModel):
 
     def _value(self, task: str, value: str) -> str | bytes:
         """Text as it is, other inputs from base64: a server reads no files of the caller's name."""
-        if self._predictor.task(task).inputs.modality == "text":
+        if modalities.is_written(self._predictor.task(task).inputs.modality):
             return value
         try:
             return base64.b64decode(value, validate=True)

@@ -255,7 +255,7 @@ def _predict_body() -> dict[str, Any]:  # Any: JSON of OpenAPI
     file = {
         "type": "string",
         "format": "binary",
-        "description": "The input: a picture, a sound, a video, or a text in UTF-8.",
+        "description": "The input: a picture, a sound, a video, or a text or class name in UTF-8.",
     }
     form = {
         "type": "object",

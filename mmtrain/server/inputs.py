@@ -93,17 +93,17 @@ def possible_modalities(sent: Sent) -> tuple[str, ...]:
     declared = sent.content_type.partition("/")[0]
     found = sniff(sent.value)
     if found is None or declared == "text":
-        return ("text",)
+        return tuple(filter(modalities.is_written, modalities.names()))
     return (declared,) if declared in found.modalities else found.modalities
 
 
 def raw_value(sent: Sent, *, modality: str, limits: Limits) -> str | bytes:
-    """The text, or the bytes of a file that is of the modality.
+    """The text or class name, or the bytes of a file that is of the modality.
 
     Raises:
         RequestError: too large, not base64, or of another kind.
     """
-    if modality == "text":
+    if modalities.is_written(modality):
         return _text(sent, limits=limits)
     data = _from_base64(sent.value) if isinstance(sent.value, str) else sent.value
     if len(data) > limits.max_upload_bytes:
@@ -246,5 +246,7 @@ def _check_sound(data: bytes, *, limits: Limits) -> None:
 def _remedy(modality: str) -> str:
     if modality == "text":
         return "send a shorter text, or another"
+    if modalities.is_written(modality):
+        return "send one that GET /v1/tasks lists"
     taken = ", ".join(format.name for format in FORMATS if modality in format.modalities)
     return f"send a whole {taken} file within the limits of /v1/tasks"

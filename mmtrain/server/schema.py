@@ -19,7 +19,9 @@ class PredictRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    input: str = Field(description="Text; base64 of the file's bytes for any other modality.")
+    input: str = Field(
+        description="Text, or the name of a class; base64 of the file's bytes for others."
+    )
     task: str | None = Field(
         None, max_length=_MAX_NAME, description="Task that answers; none: all of the modality."
     )
@@ -87,6 +89,7 @@ class TaskAnswer(BaseModel):
 
     name: str
     modality: str = Field(description="Of its input.")
+    choices: list[str] = Field(description="Class names of which its input is one; none: any.")
     answers: str = Field(description="Kind of its answer.")
     classes: list[str] = Field(description="Classes that it chooses from.")
     values: list[str] = Field(description="Numbers that it predicts.")
@@ -146,6 +149,7 @@ def to_task(name: str, task: BundleTask, *, whole: Network, has_parts: bool) -> 
     return TaskAnswer(
         name=name,
         modality=task.inputs.modality,
+        choices=list(getattr(task.inputs, "classes", ())),
         answers=task.targets.modality,
         classes=list(_class_names(task)),
         values=list(getattr(task.targets, "names", ())),

@@ -1,5 +1,6 @@
 """Label: a class name to its id, the place of the name in the feature's tuple of classes."""
 
+import difflib
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -9,6 +10,9 @@ from pydantic import Field
 from pipelines.errors import BadExampleError
 from pipelines.modalities import Feature, Padded
 from pipelines.vocabulary import Vocabulary
+
+WRITTEN = True
+MAX_SHOWN = 12  # classes named in a message
 
 
 class LabelFeature(Feature):
@@ -34,7 +38,8 @@ def encode(value: object, *, feature: LabelFeature, vocabulary: Vocabulary | Non
     Raises:
         BadExampleError: the feature has no such class.
     """
-    return class_ids([str(value)], classes=feature.classes)
+    name = value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+    return class_ids([name], classes=feature.classes)
 
 
 def class_ids(names: Sequence[str], *, classes: Sequence[str]) -> np.ndarray:
@@ -45,8 +50,16 @@ def class_ids(names: Sequence[str], *, classes: Sequence[str]) -> np.ndarray:
     """
     for name in names:
         if name not in classes:
-            raise BadExampleError(f"unknown class: {name!r}, not of {', '.join(classes)}")
+            raise BadExampleError(f"unknown class: {name!r}, not of {_shown(name, classes)}")
     return np.array([classes.index(name) for name in names], dtype=np.int32)
+
+
+def _shown(name: str, classes: Sequence[str]) -> str:
+    """The classes there are, the first ones of many, and those nearest to a name."""
+    more = len(classes) - MAX_SHOWN
+    listed = ", ".join(classes[:MAX_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    near = difflib.get_close_matches(name, classes)
+    return f"{listed}; nearest: {', '.join(near)}" if near else listed
 
 
 def decode(array: np.ndarray, *, feature: LabelFeature, vocabulary: Vocabulary | None) -> str:

@@ -5,7 +5,9 @@ import { make, showAnswer, showNetwork, size } from "./show.js";
 
 const at = (id) => document.getElementById(id);
 const KINDS = {
-  text: { name: "texts", hint: "" },
+  text: { name: "texts", hint: "", written: true },
+  tree: { name: "trees", hint: "", written: true },
+  label: { name: "classes", hint: "", written: true },
   image: { name: "pictures", hint: "PNG, JPEG, WebP, GIF, BMP or TIFF", accept: "image/*" },
   audio: { name: "sounds", hint: "WAV, FLAC, Ogg, MP3 or AIFF", accept: "audio/*" },
   video: { name: "videos", hint: "MP4, WebM, AVI, or an animated PNG or GIF", accept: "video/*,image/gif,image/png" },
@@ -74,9 +76,12 @@ function chosen() {
 
 function chooseTask() {
   const { tasks, modality } = chosen();
-  const isText = modality === "text";
-  at("text-field").hidden = !isText;
-  at("file-field").hidden = isText;
+  const isWritten = KINDS[modality].written === true;
+  const choices = [...new Set(tasks.flatMap((task) => task.choices))];
+  at("text-field").hidden = !isWritten || choices.length > 0;
+  at("choice-field").hidden = choices.length === 0;
+  at("choice").replaceChildren(...choices.map((name) => new Option(name)));
+  at("file-field").hidden = isWritten;
   at("file").accept = KINDS[modality].accept ?? "";
   at("record").hidden = modality !== "audio" || !navigator.mediaDevices || !window.MediaRecorder;
   at("file-label").textContent = { image: "Picture", audio: "Sound", video: "Video" }[modality] ?? "File";
@@ -153,14 +158,15 @@ function question() {
   const form = new FormData();
   form.set(kind, name);
   for (const box of at("subtask-choices").querySelectorAll(":checked")) form.append("subtasks", box.value);
-  if (modality === "text") form.set("input", at("text").value);
+  if (!at("choice-field").hidden) form.set("input", at("choice").value);
+  else if (KINDS[modality].written) form.set("input", at("text").value);
   else if (file) form.set("file", file);
   return form;
 }
 
 async function ask(event) {
   event.preventDefault();
-  if (chosen().modality !== "text" && !file) {
+  if (!KINDS[chosen().modality].written && !file) {
     showProblem({ cause: "there is no file", value: "", remedy: "choose one, drop one, or record" });
     return;
   }

@@ -182,4 +182,4 @@ def test_what_a_file_is_tells_its_modality_unless_it_may_be_two():
     assert possible_modalities(Sent(wav(0.1), "file")) == ("audio",)
     assert possible_modalities(Sent(picture(1), "file")) == ("image", "video")
     assert possible_modalities(Sent(picture(1), "file", "image/png")) == ("image",)
-    assert possible_modalities(Sent(b"Peru", "file")) == ("text",)
+    assert possible_modalities(Sent(b"Peru", "file")) == ("label", "text", "tree")
