@@ -70,7 +70,7 @@ def fitted(recipe: "Recipe", vocabulary: Vocabulary | None = None) -> ModelConfi
         if any(modalities.is_text(feature.modality) for feature in (task.inputs, task.targets))
     ]
     if not texts:
-        return config
+        return config.model_copy(update={"vocab_size": None})
     if config.vocab_size is None:
         size = vocabulary.size if vocabulary else recipe.build.vocabulary_size
         return config.model_copy(update={"vocab_size": size})

@@ -221,6 +221,9 @@ def prepare_run(
     check_disk(out, needed_bytes=checkpoint_bytes(num_parameters, keep=recipe.keep_checkpoints))
     saved = checkpoint.latest(out / CHECKPOINTS)
     if saved and resume:
+        held = Recipe.model_validate_json(checkpoint.read_progress(saved).recipe)
+        held = held.with_(model=fitted(held, corpora.vocabulary))
+        _check_same_model(recipe.with_(model=config), held, uri=saved.uri)
         frozen_owners(model, recipe.frozen)
         start = None
     else:
@@ -253,8 +256,6 @@ def _claim(recipe: Recipe, *, out: Path, saved: CheckpointRef | None, resume: bo
         raise RecipeError(
             f"{out} holds a run at step {saved.step}; go on with --resume, or give another --out"
         )
-    if saved:
-        _check_same_model(recipe, checkpoint.read_progress(saved).recipe, uri=saved.uri)
     out.mkdir(parents=True, exist_ok=True)
     (out / FAILURE).unlink(missing_ok=True)
     part = out / f".{RECIPE}"
@@ -262,8 +263,7 @@ def _claim(recipe: Recipe, *, out: Path, saved: CheckpointRef | None, resume: bo
     part.replace(out / RECIPE)
 
 
-def _check_same_model(recipe: Recipe, saved_json: str, *, uri: str) -> None:
-    saved = Recipe.model_validate_json(saved_json)
+def _check_same_model(recipe: Recipe, saved: Recipe, *, uri: str) -> None:
     for field in ("model", "tasks", "seed", "frozen", "pruning"):
         mine, its = getattr(recipe, field), getattr(saved, field)
         if field == "tasks":

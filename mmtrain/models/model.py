@@ -13,8 +13,8 @@ of this package with a `Body` and its `Config`:
                                       is built with the counts in `Config.units`. Stems and adapters
                                       may have both too
     Body.output_group                 optional: the group whose units are the width that heads read
-    NETS                              optional: its own net for a modality net's name, e.g.
-                                      {"image": "image_patches"}
+    NETS                              optional: all nets that it has, by a modality net's name, e.g.
+                                      {"image": "image_patches"}; without it, all by their own
     build_adapter(config)             optional: a module Encoded -> Encoded between each stem and
                                       the body, owned by the modality; None: there is none
 

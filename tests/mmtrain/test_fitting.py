@@ -244,6 +244,21 @@ def test_a_recipe_with_sizes_of_its_own_keeps_them(tmp_path):
     assert fitted(recipe) == fitted(load_recipe("quickstart"))
 
 
+def test_a_run_of_before_can_be_gone_on_with_by_its_name(tmp_path):
+    saved = json.loads(load_recipe("polyvit_tiny").model_dump_json())
+    sizes = {"height": 32, "width": 32, "channels": 1}
+    saved["model"] |= {"vocab_size": 2}
+    saved["model"]["nets"] = {
+        "image_patches": {**sizes, "patch": [8, 8]},
+        "video_tubelets": {**sizes, "num_frames": 8, "patch": [2, 8, 8]},
+        "audio_patches": {"num_frames": 48, "num_bins": 32, "patch": [8, 8], "channels": 1},
+        "elements": {"patch": [8, 8]},
+    }
+    (tmp_path / "recipe.json").write_text(json.dumps(saved))
+    recipe = load_recipe(str(tmp_path / "recipe.json"))
+    assert fitted(recipe) == fitted(load_recipe("polyvit_tiny"))
+
+
 def test_a_bundle_without_nets_has_the_sizes_that_it_was_trained_with(tmp_path):
     task = text_task("one", max_tokens=256)  # longer than the 64 positions there were by default
     spec = TaskSpec(name="one", input_net="text_tokens", output_net="linear", num_outputs=2)
