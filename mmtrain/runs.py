@@ -315,7 +315,7 @@ def export_run(
     return save_bundle(
         job.out / BUNDLE,
         model=recipe.model,
-        tasks={spec.name: bundle_task(recipe.tasks[spec.name], spec=spec) for spec in specs},
+        tasks={spec.name: bundle_task(corpora.train[spec.name].task, spec=spec) for spec in specs},
         state=without_log_variances(weights),
         vocabulary=corpora.vocabulary,
         lineage=lineage,

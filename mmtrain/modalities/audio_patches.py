@@ -26,10 +26,6 @@ class Config(BaseModel):
     channels: int = Field(
         default=3, ge=1, description="Copies of the spectrogram; 3 take a picture net's kernel."
     )
-    mean: float = Field(default=0.0, description="Taken from the input; 1.102 for raw log-mel.")
-    deviation: float = Field(
-        default=1.0, gt=0, description="Divides what is left; 2.762 for raw log-mel."
-    )
     drop_prob: float = Field(default=0.0, ge=0, lt=1, description="Dropout of the tokens.")
 
 
@@ -53,8 +49,7 @@ class Input(nn.Module):
 
     def forward(self, frames_BYX: Tensor, lengths_B: Tensor) -> Encoded:
         check_size(frames_BYX, self.size, net="audio_patches")
-        frames_BYX = (frames_BYX.float() - self.config.mean) / self.config.deviation
-        frames_BYXC = frames_BYX.unsqueeze(-1).expand(-1, -1, -1, self.config.channels)
+        frames_BYXC = frames_BYX.float().unsqueeze(-1).expand(-1, -1, -1, self.config.channels)
         values_BSD = self.tokens(self.embed(frames_BYXC))
         mask_BS = values_BSD.new_ones(values_BSD.shape[:2]).bool()
         return Encoded(values_BSD, mask_BS, self.grid, padding="none", patch=self.config.patch)

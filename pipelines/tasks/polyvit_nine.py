@@ -24,7 +24,7 @@ SOUND = AudioFeature(
     hop_ms=10.0,
     num_frames=800,
     max_s=12.0,
-    standard=(1.102, 2.762),
+    standard="corpus",
 )
 CLIP_CHANGES = (
     Augmentation(name="zoom", settings={"low": 0.9, "high": 1.33}),
@@ -90,7 +90,7 @@ VGGSOUND = Task(
     source=media_source("vggsound", "label"),
     inputs=SOUND,
     targets=LabelFeature(classes=numbers(309)),
-    metrics=("accuracy", "top5_accuracy", "log_perplexity"),
+    metrics=("accuracy", "top5_accuracy", "mean_average_precision", "log_perplexity"),
     baseline="majority_class",
     batch_size=64,
     num_steps=134_700,
