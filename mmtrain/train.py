@@ -26,7 +26,8 @@ from mmtrain.engines import build_engine
 from mmtrain.feed import Feed
 from mmtrain.gradient_monitor import GradientMonitor
 from mmtrain.gradients import build_gradients
-from mmtrain.initialize import start_model, with_fixed_source
+from mmtrain.init_source import with_fixed_source
+from mmtrain.initialize import start_model
 from mmtrain.models.model import build_model
 from mmtrain.objective import count_targets, micro_loss
 from mmtrain.policies import NonFiniteLossError, is_due, is_healthy
