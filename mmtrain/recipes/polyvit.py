@@ -5,7 +5,7 @@ the steps, learning rate, batch size and regularisation of its own run.
 """
 
 from mmtrain.engines import EngineConfig
-from mmtrain.modalities import audio_patches, elements, image_patches, linear, video_tubelets
+from mmtrain.modalities import audio_patches, elements, image_patches, video_tubelets
 from mmtrain.models import polyvit
 from mmtrain.models.model import ModelConfig
 from mmtrain.optim import OptimizerConfig
@@ -63,11 +63,7 @@ def polyvit_b_9task() -> Recipe:
     return Recipe(
         name="polyvit_b_9task",
         tasks=tasks,
-        model=ModelConfig(
-            family="polyvit",
-            body=polyvit.Config.base(),
-            nets={"linear": linear.Config(init="zeros")},
-        ),
+        model=ModelConfig(family="polyvit", body=polyvit.Config.base()),
         schedule=SCHEDULE,
         optimizer=OPTIMIZER,
         engine=EngineConfig(name="deepspeed", zero_stage=1, precision="bf16"),

@@ -3,9 +3,9 @@
 Likhosherstov et al., arXiv:2111.12993, and its released configuration: five of pictures, two of
 videos, two of sounds. Put each below the data folder at `raw/<name>/<split>`: pictures as
 `<class>/<name>.jpg`, videos and sounds named by a JSONL manifest with the columns `file` and
-`label` (`labels`, a list, for AudioSet). Classes are numbers from 0. Learning rates, batch sizes,
-steps and warm-ups are those of the tasks' own runs; the pictures' common warm-up stands at the
-first of them.
+`label` (`labels`, a list, for AudioSet). Classes are numbers from 0. Learning rates, momentum,
+batch sizes, steps, warm-ups and the heads' first weights are those of the tasks' own runs; the
+pictures' common warm-up stands at the first of them.
 """
 
 from pipelines.modalities.audio import AudioFeature
@@ -55,6 +55,8 @@ def picture_task(
         batch_size=512,
         num_steps=num_steps,
         learning_rate=learning_rate,
+        momentum=0.9,
+        head_init="lecun_normal",
         warmup_steps=warmup,
         augment=(Augmentation(name="random_crop_flip"),),
     )
@@ -80,6 +82,8 @@ def clip_task(
         batch_size=64,
         num_steps=num_steps,
         learning_rate=learning_rate,
+        momentum=0.9,
+        head_init="zeros",
         warmup_steps=warmup,
         augment=CLIP_CHANGES,
     )
@@ -95,6 +99,8 @@ VGGSOUND = Task(
     batch_size=64,
     num_steps=134_700,
     learning_rate=0.5,
+    momentum=0.9,
+    head_init="zeros",
     warmup_steps=6_735,
     augment=SOUND_CHANGES,
     mixup=0.3,
@@ -111,6 +117,8 @@ AUDIOSET = Task(
     batch_size=64,
     num_steps=15_900,
     learning_rate=0.5,
+    momentum=0.9,
+    head_init="zeros",
     warmup_steps=795,
     augment=SOUND_CHANGES,
     mixup=0.3,
