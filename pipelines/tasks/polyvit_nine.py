@@ -58,7 +58,7 @@ def picture_task(
         momentum=0.9,
         head_init="lecun_normal",
         warmup_steps=warmup,
-        augment=(Augmentation(name="random_crop_flip"),),
+        augment=(Augmentation(name="random_crop_flip", settings={"min_area": 0.05}),),
     )
 
 
