@@ -132,7 +132,7 @@ def _alone(task: str) -> Recipe:
 def linear_probe() -> Recipe:
     """Fresh linear heads on a frozen body, of what --init-from names; how far its features go."""
     probed = {"num_steps": PROBE_STEPS, "learning_rate": None, "warmup_steps": None}
-    plain = {"betas": None, "mixup": 0.0, "drop_layer": 0.0, "augment": ()}
+    plain = {"betas": None, "momentum": None, "mixup": 0.0, "drop_layer": 0.0, "augment": ()}
     tasks = {task.name: task.model_copy(update=probed | plain) for task in TASKS}
     schedule = ScheduleConfig(name="alternating")
     return polyvit_tiny().with_(
