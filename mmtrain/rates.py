@@ -7,10 +7,18 @@ as the tasks' warm-ups together, and the fall ends with the run.
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypedDict
 
 from mmtrain.optim import OptimizerConfig
 from pipelines.errors import MMTrainError
 from pipelines.task import Task
+
+
+class Decays(TypedDict):
+    """What optimizers keep of older gradients at a step; None: as they are set."""
+
+    betas: tuple[float, float] | None
+    momentum: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,14 +28,12 @@ class StepRates:
     Args:
         learning_rates: of each owner that takes part.
         loss_scales: factor of each task's loss; 1 where the step has one task.
-        betas: of Adam's moments at this step; None: the optimizer's.
-        momentum: of SGD at this step; None: the optimizer's.
+        decays: Adam's betas and SGD's momentum at this step.
     """
 
     learning_rates: Mapping[str, float]
     loss_scales: Mapping[str, float]
-    betas: tuple[float, float] | None = None
-    momentum: float | None = None
+    decays: Decays
 
 
 class RateError(MMTrainError):
@@ -173,8 +179,7 @@ def step_rates(
     return StepRates(
         learning_rates=means,
         loss_scales=_loss_scales(bases),
-        betas=_mean_betas(config, tasks),
-        momentum=_mean_momentum(config, tasks),
+        decays=Decays(betas=_mean_betas(config, tasks), momentum=_mean_momentum(config, tasks)),
     )
 
 

@@ -131,9 +131,7 @@ def train_worker(job: Job, post: Post) -> None:
         feed.end_step(num_targets)
         monitor.end_step()
 
-        stats = engine.step(
-            learning_rates=rates.learning_rates, betas=rates.betas, momentum=rates.momentum
-        )
+        stats = engine.step(learning_rates=rates.learning_rates, **rates.decays)
         if not is_healthy(stats.gradient_norm):
             ids = gather_ids(micros, ranks)
             raise NonFiniteLossError(", ".join(tasks), step, ids, stats.gradient_norm)

@@ -4,9 +4,10 @@ Gong et al., arXiv:2104.01778, Sec. 2.1, with patches that do not overlap. Clips
 frames; a shorter sound's silence counts as sound.
 """
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from mmtrain.layers.encoded import Encoded
@@ -27,6 +28,14 @@ class Config(BaseModel):
         default=3, ge=1, description="Copies of the spectrogram; 3 take a picture net's kernel."
     )
     drop_prob: float = Field(default=0.0, ge=0, lt=1, description="Dropout of the tokens.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_files_changed_nothing(cls, data: Any) -> Any:
+        """Bundles from before corpora were measured say that 0 is taken off and 1 divides."""
+        if isinstance(data, Mapping) and (data.get("mean"), data.get("deviation")) == (0.0, 1.0):
+            return {name: held for name, held in data.items() if name not in ("mean", "deviation")}
+        return data
 
 
 class Input(nn.Module):

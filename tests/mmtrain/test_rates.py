@@ -124,15 +124,19 @@ def test_a_single_rate_for_steps_of_several_tasks_is_the_optimizers():
 
 
 def test_betas_are_those_of_the_steps_tasks():
-    assert rates_of_both(OptimizerConfig()).betas is None
-    betas = rates_of_both(OptimizerConfig(betas=(0.9, 0.98)), a={"betas": (0.5, 0.5)}).betas
+    assert rates_of_both(OptimizerConfig()).decays["betas"] is None
+    betas = rates_of_both(OptimizerConfig(betas=(0.9, 0.98)), a={"betas": (0.5, 0.5)}).decays[
+        "betas"
+    ]
     assert betas == pytest.approx((0.7, 0.74))
 
 
 def test_momentum_is_that_of_the_steps_tasks():
-    assert rates_of_both(POLYVIT).momentum is None
-    assert rates_of_both(POLYVIT, a={"momentum": 0.5}).momentum == pytest.approx(0.7)
-    assert rates_of_both(POLYVIT, a={"momentum": 0.0}, b={"momentum": 0.0}).momentum == 0.0
+    assert rates_of_both(POLYVIT).decays["momentum"] is None
+    assert rates_of_both(POLYVIT, a={"momentum": 0.5}).decays["momentum"] == pytest.approx(0.7)
+    assert (
+        rates_of_both(POLYVIT, a={"momentum": 0.0}, b={"momentum": 0.0}).decays["momentum"] == 0.0
+    )
 
 
 def test_decays_of_another_optimizer_are_refused():

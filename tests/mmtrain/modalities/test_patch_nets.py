@@ -104,6 +104,13 @@ def test_copies_of_a_spectrogram_count_as_the_sum_of_the_kernels_channels():
     assert_close(encode(net, frames).values_BSD, expected, atol=1e-5, rtol=1e-5)
 
 
+def test_a_sounds_net_of_an_older_bundle_is_read_where_it_changed_nothing():
+    older = {"num_frames": 8, "mean": 0.0, "deviation": 1.0}
+    assert audio_patches.Config.model_validate(older) == audio_patches.Config(num_frames=8)
+    with pytest.raises(ValueError, match="mean"):
+        audio_patches.Config.model_validate(older | {"mean": 1.102})
+
+
 def test_a_text_has_a_class_token_before_it_and_padding_behind_it():
     torch.manual_seed(0)
     net = text_tokens.Input(text_tokens.Config(max_tokens=5), **SIZES)
