@@ -176,7 +176,8 @@ def choose_tasks(
         chosen = tuple(name for name, one in tasks.items() if one.inputs.modality == modality)
     if data.manifest is None:
         return chosen
-    alike = tuple(name for name in chosen if tasks[name].inputs == data.manifest.task.inputs)
+    built = data.manifest.task.inputs.as_asked()
+    alike = tuple(name for name in chosen if tasks[name].inputs.as_asked() == built)
     if not alike:
         raise BatchError(
             f"{data.uri} was built for {data.manifest.task.inputs}, the inputs of "

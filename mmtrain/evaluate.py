@@ -198,21 +198,20 @@ def _open(predictor: Predictor, *, task: str, data_dir: Path, split: Split) -> t
     if split == "test" and _HARD in train.task.source.splits:
         splits.append(_HARD)
     found = [open_manifest(shard_folder(data_dir, task=task, split=name)) for name in splits]
-    for manifest in (train, *found):
-        check_features(predictor, manifest)
-    return train, *found
+    return tuple(as_trained(predictor, manifest) for manifest in (train, *found))
 
 
-def check_features(predictor: Predictor, manifest: Manifest) -> None:
-    """Refuses a split that was built with other features than the model's, or another vocabulary.
+def as_trained(predictor: Predictor, manifest: Manifest) -> Manifest:
+    """A split as the model reads it: with the mean and deviation of its own training split.
 
     Raises:
-        CorpusError: names both.
+        CorpusError: it was built with other features than the model's, or another vocabulary;
+            names both.
     """
     known = predictor.task(manifest.task.name)
     for side in ("inputs", "targets"):
         built, trained = getattr(manifest.task, side), getattr(known, side)
-        if built != trained:
+        if built.as_asked() != trained.as_asked():
             raise CorpusError(
                 f"{manifest.folder} was built with {side} {built}, the model was trained with "
                 f"{trained}; {REMEDY} with the model's recipe"
@@ -223,6 +222,7 @@ def check_features(predictor: Predictor, manifest: Manifest) -> None:
             f"{manifest.folder} was built with vocabulary {manifest.vocabulary_digest}, the model "
             f"was trained with {ours}; give the corpora that the model was trained on (--data)"
         )
+    return manifest.with_inputs(known.inputs)
 
 
 def _score(name: str, facts: Facts, *, trivial: Facts) -> Score:

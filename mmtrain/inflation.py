@@ -79,7 +79,7 @@ def resize_kernel(kernel_DCTYX: Tensor, size: tuple[int, int]) -> Tensor:
 
 def fit_positions(positions_TYXD: Tensor, *, shape: Sequence[int]) -> Tensor:
     """Positions of another grid: mean over frames and tiled where their number differs, bilinear
-    (`align_corners=False`) over rows and columns.
+    over rows and columns, outermost on outermost, as the code of ViT and PolyViT zooms them.
 
     Args:
         positions_TYXD: the positions.
@@ -90,7 +90,10 @@ def fit_positions(positions_TYXD: Tensor, *, shape: Sequence[int]) -> Tensor:
         positions_TYXD = positions_TYXD.mean(dim=0, keepdim=True)
     if tuple(positions_TYXD.shape[1:3]) != (rows, columns):
         grid_TDYX = positions_TYXD.permute(0, 3, 1, 2)
-        positions_TYXD = _resize(grid_TDYX, (rows, columns)).permute(0, 2, 3, 1)
+        resized_TDYX = functional.interpolate(
+            grid_TDYX, size=(rows, columns), mode="bilinear", align_corners=True
+        )
+        positions_TYXD = resized_TDYX.permute(0, 2, 3, 1)
     return positions_TYXD.expand(frames, -1, -1, -1)
 
 

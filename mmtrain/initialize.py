@@ -14,18 +14,17 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
 from torch import Tensor
 
-from mmtrain.export import BundleError, Card, find_bundle, load_bundle, load_card
 from mmtrain.inflation import Inflation
+from mmtrain.init_source import read_source
 from mmtrain.models.model import MASKS, MultiTaskModel
 from mmtrain.pruning.attach import masks_of
 from mmtrain.recipe import Recipe
 from mmtrain.trained import Trained, check_shapes, same_names
-from mmtrain.vit_files import InitError, Vit, is_vit, read_vit
+from mmtrain.vit import InitError, Vit
 from mmtrain.vit_weights import differences, from_vits, to_vits, vit_blocks_of
 from pipelines.errors import UnknownNameError
 from pipelines.modalities import Feature
@@ -52,49 +51,6 @@ class Start:
 
     def __str__(self) -> str:
         return f"loaded {_counts(self.loaded)}; fresh: {_counts(self.fresh) or 'nothing'}"
-
-
-def read_source(
-    uri: str, *, tracking_uri: str | None = None, only_shapes: bool = False
-) -> Vit | Trained:
-    """The weights that a URI names.
-
-    Args:
-        uri: a ViT checkpoint's folder or file, a run or bundle folder, or models:/NAME@ALIAS.
-        tracking_uri: the registry, for `models:/`; None: as MLflow is set up.
-        only_shapes: tensors without values, on torch's meta device, where that saves reading.
-
-    Raises:
-        InitError: nothing of the kind is there.
-        BundleError: a bundle is damaged.
-        RegistryError: there is no such version.
-    """
-    if uri.startswith("models:/"):
-        from mmtrain.model_registry import download_bundle  # imports MLflow: seconds
-
-        bundle = download_bundle(uri, tracking_uri=tracking_uri)
-        return Trained(bundle.card, bundle.state, bundle.vocabulary)
-    path = Path(uri)
-    if is_vit(path) and not (path / "bundle.json").is_file():
-        return read_vit(path, only_shapes=only_shapes)
-    try:
-        folder = find_bundle(path)
-    except BundleError as error:
-        raise InitError(
-            f"--init-from: {error}, a Hugging Face ViT folder or a timm .safetensors file"
-        ) from None
-    if not only_shapes:
-        bundle = load_bundle(folder)
-        return Trained(bundle.card, bundle.state, bundle.vocabulary)
-    card, _ = load_card(folder)
-    return Trained(
-        card, Trained(card, {}, None).meta_model().state_dict(), _vocabulary(folder, card)
-    )
-
-
-def _vocabulary(folder: Path, card: Card) -> Vocabulary | None:
-    name = "vocabulary.json"
-    return Vocabulary.load(folder / name) if name in card.files else None
 
 
 def plan_start(
@@ -230,20 +186,6 @@ def _keeps(recipe: Recipe) -> Iterator[str]:
         yield f"frozen={list(recipe.frozen)}"
     if recipe.pruning and recipe.pruning.train == "masks":
         yield "pruning.train=masks"
-
-
-def with_fixed_source(recipe: Recipe, *, registry: str | None) -> Recipe:
-    """The recipe with a source whose name means the same everywhere and later on.
-
-    A path becomes absolute, an alias of a registered model the version that it points to now.
-    """
-    if recipe.init_from is None:
-        return recipe
-    if not recipe.init_from.startswith("models:/"):
-        return recipe.with_(init_from=str(Path(recipe.init_from).absolute()))
-    from mmtrain.model_registry import fixed_uri  # imports MLflow: seconds
-
-    return recipe.with_(init_from=fixed_uri(recipe.init_from, tracking_uri=registry))
 
 
 def _is_task_head(model: MultiTaskModel, name: str) -> bool:

@@ -106,11 +106,15 @@ class OwnerOptimizer(torch.optim.Optimizer):
             group["active"] = False
 
     def take_part(
-        self, learning_rates: Mapping[str, float], betas: tuple[float, float] | None = None
+        self,
+        learning_rates: Mapping[str, float],
+        betas: tuple[float, float] | None = None,
+        momentum: float | None = None,
     ) -> None:
         """Marks the groups of the owners named as taking part in the next step, at these rates.
 
-        With `apply_stale_momentum` the others do too, at the mean of the rates.
+        With `apply_stale_momentum` the others do too, at the mean of the rates. `betas` and
+        `momentum` are those of this step; None: the config's.
         """
         idle_rate = sum(learning_rates.values()) / max(1, len(learning_rates))
         for group in self.param_groups:
@@ -120,6 +124,10 @@ class OwnerOptimizer(torch.optim.Optimizer):
                 group["lr"] = learning_rates.get(group["owner"], idle_rate)
             if "betas" in group:
                 group["betas"] = betas or self.defaults["betas"]
+            if "momentum" in group:
+                kept = self.defaults["momentum"] if momentum is None else momentum
+                # of 0 torch would pass over the buffers, and a later step start from old ones
+                group["momentum"], group["forgets"] = kept or 1.0, kept == 0
 
     def active_rates(self) -> dict[str, float]:
         """Learning rates of the owners that take part."""
@@ -170,7 +178,8 @@ class OwnerSGD(OwnerOptimizer, torch.optim.SGD):
 
     m <- mu m + g;  w <- w - lr m          the rate multiplies what is left of older steps too
 
-    Decay adds weight_decay * w to g. Polyak's heavy ball as in PolyViT's code (arXiv:2111.12993).
+    mu is the step's own, as its task has it. Decay adds weight_decay * w to g. Polyak's heavy ball
+    as in PolyViT's code (arXiv:2111.12993).
     """
 
     moments = ("momentum_buffer",)
@@ -193,6 +202,8 @@ class OwnerSGD(OwnerOptimizer, torch.optim.SGD):
         for tensor in group["params"]:
             if tensor.grad is not None:
                 self.state[tensor]["step"] += 1
+                if group["forgets"]:
+                    self.state[tensor]["momentum_buffer"].zero_()
         return super()._init_group(group, *lists)  # type: ignore[misc]  # torch's, untyped
 
 

@@ -161,7 +161,10 @@ def prune(
     if asked.measures:
         data = narrowed or data_dir
         folders = {name: shard_folder(data, task=name, split="test") for name in subset.tasks}
-        manifests = {name: open_manifest(folder) for name, folder in folders.items()}
+        manifests = {
+            name: open_manifest(folder).with_inputs(reader.task(name).inputs)
+            for name, folder in folders.items()
+        }
         rows = compare(
             pruner, subset, model=model, masks=masks, batches=batches, manifests=manifests,
             limit=asked.limit,

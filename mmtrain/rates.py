@@ -7,9 +7,18 @@ as the tasks' warm-ups together, and the fall ends with the run.
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import TypedDict
 
 from mmtrain.optim import OptimizerConfig
+from pipelines.errors import MMTrainError
 from pipelines.task import Task
+
+
+class Decays(TypedDict):
+    """What optimizers keep of older gradients at a step; None: as they are set."""
+
+    betas: tuple[float, float] | None
+    momentum: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,12 +28,34 @@ class StepRates:
     Args:
         learning_rates: of each owner that takes part.
         loss_scales: factor of each task's loss; 1 where the step has one task.
-        betas: of Adam's moments at this step; None: the optimizer's.
+        decays: Adam's betas and SGD's momentum at this step.
     """
 
     learning_rates: Mapping[str, float]
     loss_scales: Mapping[str, float]
-    betas: tuple[float, float] | None = None
+    decays: Decays
+
+
+class RateError(MMTrainError):
+    """A task names what the run's optimizer does not have."""
+
+
+def check_decays(config: OptimizerConfig, task: Task) -> None:
+    """A task names decays of the run's optimizer alone.
+
+    Raises:
+        RateError: betas for SGD, or momentum for Adam.
+    """
+    if task.betas is not None and config.name == "sgd":
+        raise RateError(
+            f"task {task.name}: betas {task.betas} are Adam's, optimizer.name=sgd has momentum; "
+            "leave betas out, or set optimizer.name=adamw"
+        )
+    if task.momentum is not None and config.name == "adamw":
+        raise RateError(
+            f"task {task.name}: momentum {task.momentum:g} is SGD's, optimizer.name=adamw has "
+            "betas; leave momentum out, or set optimizer.name=sgd"
+        )
 
 
 def on_one_clock(
@@ -148,7 +179,7 @@ def step_rates(
     return StepRates(
         learning_rates=means,
         loss_scales=_loss_scales(bases),
-        betas=_mean_betas(config, tasks),
+        decays=Decays(betas=_mean_betas(config, tasks), momentum=_mean_momentum(config, tasks)),
     )
 
 
@@ -165,3 +196,12 @@ def _mean_betas(config: OptimizerConfig, tasks: Mapping[str, Task]) -> tuple[flo
         return None
     first, second = zip(*(task.betas or config.betas for task in tasks.values()), strict=True)
     return sum(first) / len(tasks), sum(second) / len(tasks)
+
+
+def _mean_momentum(config: OptimizerConfig, tasks: Mapping[str, Task]) -> float | None:
+    """Mean of the momenta of a step's tasks; None where none names any."""
+    named = [task.momentum for task in tasks.values()]
+    if all(momentum is None for momentum in named):
+        return None
+    momenta = [config.momentum if momentum is None else momentum for momentum in named]
+    return sum(momenta) / len(momenta)

@@ -52,7 +52,7 @@ class Recipe(BaseModel):
     )
     init_from: str | None = Field(
         default=None,
-        description="Weights to start from: a ViT checkpoint (Hugging Face folder, timm file), or "
+        description="Weights to start from: a ViT checkpoint (see mmtrain/vit_files.py), or "
         "a run, bundle or models:/NAME@ALIAS; None: all drawn.",
     )
     inflation: Inflation = Field(

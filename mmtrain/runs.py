@@ -33,7 +33,7 @@ from mmtrain.optim import OptimizerConfig
 from mmtrain.preflight import check_disk, checkpoint_bytes
 from mmtrain.pruning.passes import Passes, check_pruning
 from mmtrain.ranks import Ranks
-from mmtrain.rates import on_one_clock
+from mmtrain.rates import check_decays, on_one_clock
 from mmtrain.recipe import Recipe, RecipeError
 from mmtrain.tracking import Tracker, TrackingConfig
 from pipelines.adaptive import Mixing
@@ -134,6 +134,7 @@ def task_specs(recipe: Recipe, vocabulary: Vocabulary | None) -> list[TaskSpec]:
             loss=task.loss or task.targets.loss,
             drop_layer=task.drop_layer,
             command_id=vocabulary.command_id(task.command) if vocabulary and task.command else None,
+            head_init=task.head_init,
         )
         for task in recipe.tasks.values()
     ]
@@ -199,11 +200,7 @@ def prepare_run(
         check_baseline(task.baseline, modality=task.targets.modality, task=name)
         check_augmentations(task)
         check_mixup(task)
-        if task.betas and recipe.optimizer.name == "sgd":
-            raise RecipeError(
-                f"task {name}: betas {task.betas} are Adam's, optimizer.name=sgd has momentum; "
-                "leave betas out, or set optimizer.name=adamw"
-            )
+        check_decays(recipe.optimizer, task)
     check_balancing(recipe.balancing, engine=recipe.engine, schedule=recipe.schedule)
     check_pruning(recipe)
     corpora = open_corpora(recipe, data_dir)
@@ -319,7 +316,7 @@ def export_run(
     return save_bundle(
         job.out / BUNDLE,
         model=model,
-        tasks={spec.name: bundle_task(recipe.tasks[spec.name], spec=spec) for spec in specs},
+        tasks={spec.name: bundle_task(corpora.train[spec.name].task, spec=spec) for spec in specs},
         state=without_log_variances(weights),
         vocabulary=corpora.vocabulary,
         lineage=lineage,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmtrain.evaluate import check_features
+from mmtrain.evaluate import as_trained
 from mmtrain.predictor import Predictor
 from mmtrain.pruning.examples import TaskInputs
 from mmtrain.pruning.subset import Subset
@@ -45,8 +45,7 @@ class SubsetCorpora:
             CorpusError: it is not built, or is another than the model's.
         """
         manifest = open_manifest(shard_folder(self._data_dir, task=task, split=split))
-        check_features(self._whole, manifest)
-        return manifest
+        return as_trained(self._whole, manifest)
 
     def first(self, *, num_examples: int) -> dict[str, list[Example]]:
         """The first examples of each task's test split."""

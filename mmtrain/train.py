@@ -27,7 +27,8 @@ from mmtrain.feed import Feed
 from mmtrain.fitting import fitted
 from mmtrain.gradient_monitor import GradientMonitor
 from mmtrain.gradients import build_gradients
-from mmtrain.initialize import start_model, with_fixed_source
+from mmtrain.init_source import with_fixed_source
+from mmtrain.initialize import start_model
 from mmtrain.models.model import build_model
 from mmtrain.objective import count_targets, micro_loss
 from mmtrain.policies import NonFiniteLossError, is_due, is_healthy
@@ -131,7 +132,7 @@ def train_worker(job: Job, post: Post) -> None:
         feed.end_step(num_targets)
         monitor.end_step()
 
-        stats = engine.step(learning_rates=rates.learning_rates, betas=rates.betas)
+        stats = engine.step(learning_rates=rates.learning_rates, **rates.decays)
         if not is_healthy(stats.gradient_norm):
             ids = gather_ids(micros, ranks)
             raise NonFiniteLossError(", ".join(tasks), step, ids, stats.gradient_norm)

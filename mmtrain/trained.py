@@ -9,7 +9,7 @@ from torch import Tensor
 from mmtrain.export import Card
 from mmtrain.models.model import MASKS, ModelConfig, MultiTaskModel, build_model
 from mmtrain.pruning.attach import add_masks, masks_of
-from mmtrain.vit_files import InitError
+from mmtrain.vit import InitError
 from pipelines.modalities import Feature
 from pipelines.vocabulary import Vocabulary
 

@@ -1,8 +1,9 @@
-"""Trained vision transformers on disk, read into one form: Hugging Face's and timm's safetensors.
+"""Trained vision transformers on disk, read into one form.
 
     FOLDER/config.json + model.safetensors    ViTModel or ViTForImageClassification of Hugging Face,
                                               one file or several with model.safetensors.index.json
     FOLDER or FILE.safetensors                a state dict of timm's VisionTransformer
+    FILE.npz                                  of google-research/vision_transformer; see vit_npz.py
 
 Names of parameters say which it is; nothing is unpickled. Names inside `Vit` are those of
 `VIT_BLOCK`; a head, a pooler and whatever else a file holds are left out.
@@ -11,7 +12,6 @@ Names of parameters say which it is; nothing is unpickled. Names inside `Vit` ar
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +19,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pipelines.errors import MMTrainError
+from mmtrain.vit import VIT_BLOCK, InitError, Patches, Vit
+from mmtrain.vit_npz import read_npz
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz")
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _MAX_JSON_BYTES = 64 * 2**20
-
-VIT_BLOCK = tuple(
-    f"{part}.{kind}"
-    for part in (
-        *("norm1", "attention.query", "attention.key", "attention.value", "attention.out"),
-        *("norm2", "mlp.w_in", "mlp.w_out"),
-    )
-    for kind in ("weight", "bias")
-)
 
 _HUGGING_FACE = (  # pattern of a name -> ours; of files, and of modules of transformers 5
     (r"embeddings\.cls_token", "class_token"),
@@ -68,54 +60,10 @@ _TIMM = (
 )
 
 
-class InitError(MMTrainError):
-    """Weights to start from cannot be read, or do not fit the recipe's model."""
-
-
-@dataclass(frozen=True, slots=True)
-class Patches:
-    """How a transformer takes a grid: by a kernel for each patch, with learned positions.
-
-    Args:
-        kernel_DCTYX: of a patch; T = 1 where there is no time.
-        bias_D: its bias.
-        positions_TYXD: of the grid of patches, the class token's apart.
-    """
-
-    kernel_DCTYX: Tensor
-    bias_D: Tensor
-    positions_TYXD: Tensor
-
-
-@dataclass(frozen=True, slots=True)
-class Vit:
-    """One transformer's weights, fp32. None: there is none, or the file does not say.
-
-    Args:
-        patches: of a grid.
-        class_token_D: the class token.
-        class_position_D: its own row of the position table.
-        blocks: tensors by `VIT_BLOCK`, or as the block has them; first block first.
-        norm: weight and bias of the norm after the last block.
-        num_heads: attention heads.
-        layer_norm_eps: epsilon of all norms.
-        gelu: form of the activation, "erf" or "tanh".
-    """
-
-    patches: Patches | None
-    class_token_D: Tensor
-    class_position_D: Tensor
-    blocks: tuple[Mapping[str, Tensor], ...]
-    norm: Mapping[str, Tensor]
-    num_heads: int | None = None
-    layer_norm_eps: float | None = None
-    gelu: str | None = None
-
-
 def is_vit(path: Path) -> bool:
     """Whether a path looks like a file or folder that `read_vit` reads, or refuses for a reason."""
     if path.is_file():
-        return path.suffix == ".safetensors" or path.suffix in _PICKLED
+        return path.suffix in (".safetensors", ".npz", *_PICKLED)
     names = [CONFIG, WEIGHTS, INDEX]
     is_pickled = any(file.suffix in _PICKLED for file in path.glob("*"))
     return path.is_dir() and (any((path / name).is_file() for name in names) or is_pickled)
@@ -131,6 +79,8 @@ def read_vit(path: Path, *, only_shapes: bool = False) -> Vit:
     Raises:
         InitError: not such a file, or one of a transformer that is not a plain ViT.
     """
+    if path.suffix == ".npz" and path.is_file():
+        return read_npz(path, only_shapes=only_shapes)
     config = _read_config(path)
     found = {}
     for file in _weight_files(path):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmtrain.inflation import Inflation, fit_kernel, fit_positions
 from mmtrain.models.model import MultiTaskModel, load_family
-from mmtrain.vit_files import InitError, Patches, Vit
+from mmtrain.vit import InitError, Patches, Vit
 
 NORM = "body.norm"
 

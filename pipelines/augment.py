@@ -215,7 +215,7 @@ class Gray(Looks):
 
 
 class TimeJitter(Looks):
-    """Moved in time by whole frames: a clip's edge frame is held, a sound's gap is silent."""
+    """Moved in time by whole frames: a clip's edge frame is held, a sound's gap is its mean."""
 
     inputs: ClassVar[tuple[str, ...]] = ("video", "audio")
     frames: int = Field(default=1, ge=1, description="Farthest move, to and fro.")

@@ -14,7 +14,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import ray
@@ -58,6 +58,12 @@ class SplitJob:
     def part(self) -> Path:
         """Folder beside the final one, in which the split grows."""
         return self.folder.with_name(f".{self.folder.name}.part")
+
+    @property
+    def train_folder(self) -> Path | None:
+        """The training split whose mean and deviation this one has; None: it needs none."""
+        is_measured_there = self.task.inputs.is_measured and self.split != "train"
+        return self.folder.with_name("train") if is_measured_there else None
 
 
 def build(
@@ -153,15 +159,29 @@ def start_ray() -> None:
 def plan_split(
     task: Task, split: Split, *, data_dir: Path, vocabulary: Vocabulary | None, config: BuildConfig
 ) -> SplitJob:
-    """What building a split comes to; nothing is built."""
+    """What building a split comes to; nothing is built.
+
+    Raises:
+        BuildError: mean and deviation are measured on the training split, and there is none.
+    """
     root = split_root(task.source, split=split, data_dir=data_dir)
     digest = vocabulary.digest if vocabulary is not None and text_sides(task) else None
+    train_root = None
+    if task.inputs.is_measured:
+        if "train" not in task.source.splits:
+            raise BuildError(
+                f"task {task.name}: standard='corpus' measures the split 'train', source.splits are"
+                f" {task.source.splits}; add it, or set standard to a mean and a deviation"
+            )
+        train_root = split_root(task.source, split="train", data_dir=data_dir)
     return SplitJob(
         task=task,
         split=split,
         root=root,
         folder=shard_folder(data_dir, task=task.name, split=split),
-        fingerprint=split_fingerprint(task, root=root, layout=config.layout, vocabulary=digest),
+        fingerprint=split_fingerprint(
+            task, root=root, train_root=train_root, layout=config.layout, vocabulary=digest
+        ),
         vocabulary_digest=digest,
     )
 
@@ -189,7 +209,8 @@ def build_splits(
     by_part = {job.part: job for job in jobs}
     task_totals = Counter(job.task.name for job in jobs for _ in units[job.folder])
     task_done: Counter[str] = Counter()
-    failures = []
+    last: list[SplitJob] = []
+    failures: dict[Path, list[str]] = {}
     try:
         for report in run_units([unit for some in units.values() for unit in some]):
             job = by_part[report.unit.folder]
@@ -198,13 +219,21 @@ def build_splits(
             task_done[task] += 1
             if progress is not None:
                 progress(task, task_done[task], task_totals[task])
-            if len(done) == len(units[job.folder]):
-                failures += finish_split(job, done, max_bad_share=config.max_bad_share)
+            if len(done) < len(units[job.folder]):
+                continue
+            if job.train_folder:
+                last.append(job)
+            else:
+                failures[job.folder] = finish_split(job, done, max_bad_share=config.max_bad_share)
+        for job in last:
+            if not failures.get(job.train_folder or job.folder):
+                done = reports[job.folder]
+                failures[job.folder] = finish_split(job, done, max_bad_share=config.max_bad_share)
     finally:
         for part in by_part:
             shutil.rmtree(part, ignore_errors=True)
-    if failures:
-        raise BuildError("; ".join(failures))
+    if told := [failure for some in failures.values() for failure in some]:
+        raise BuildError("; ".join(told))
 
 
 def split_units(job: SplitJob, *, data_dir: Path, config: BuildConfig) -> list[Unit]:
@@ -264,7 +293,19 @@ def finish_split(
             f"{share:.1%}; at most {max_bad_share:.1%} may be: {shown}; mend them below "
             f"{job.root}, or raise max_bad_share"
         ]
-    seal(job, ordered, bad=bad, counts=counts)
+    inputs = job.task.inputs
+    if job.train_folder:
+        inputs = open_manifest(job.train_folder).task.inputs
+    elif inputs.is_measured:
+        mean, deviation = counts.moments.standard()
+        if deviation == 0:
+            return [
+                f"{job.task.name} train: every value of its inputs is {mean:.6g}, and nothing can "
+                "be standardised by a deviation of 0; mend the source, or set inputs.standard"
+            ]
+        inputs = inputs.as_measured((mean, deviation))
+    task = job.task.model_copy(update={"inputs": inputs})
+    seal(replace(job, task=task), ordered, bad=bad, counts=counts)
     return []
 
 
@@ -273,7 +314,9 @@ def seal(
 ) -> None:
     """Writes quarantine, manifest and last COMPLETED, then renames the folder into its place."""
     shards = tuple(report.shard for report in reports if report.shard is not None)
-    longest = max(counts.longest_input, counts.longest_target)
+    longest_input = int(job.task.inputs.finished_length(counts.longest_input))
+    mean_input = job.task.inputs.finished_length(counts.input_positions / counts.rows)
+    longest = max(longest_input, counts.longest_target)
     bounds = job.task.bucket_bounds
     manifest = Manifest(
         task=job.task,
@@ -286,9 +329,9 @@ def seal(
         vocabulary_digest=job.vocabulary_digest,
         quarantined=dict(Counter(reason.split(":")[0] for _, reason in bad)),
         stats={
-            "mean_input_positions": counts.input_positions / counts.rows,
+            "mean_input_positions": mean_input,
             "mean_target_positions": counts.target_positions / counts.rows,
-            "longest_input": counts.longest_input,
+            "longest_input": longest_input,
             "longest_target": counts.longest_target,
         },
     )

@@ -17,15 +17,23 @@ from pydantic import BaseModel
 from pipelines import modalities, readers, writer
 from pipelines.task import Task
 
-ROW_MODULES = ("pipelines.modalities.", "pipelines.vocabulary")
+ROW_MODULES = ("pipelines.modalities.", "pipelines.moments", "pipelines.vocabulary")
 
 
-def split_fingerprint(task: Task, *, root: str, layout: BaseModel, vocabulary: str | None) -> str:
+def split_fingerprint(
+    task: Task,
+    *,
+    root: str,
+    train_root: str | None = None,
+    layout: BaseModel,
+    vocabulary: str | None,
+) -> str:
     """Of a split's shards.
 
     Args:
         task: its source, features and buckets count; how it is trained does not.
         root: the split's folder.
+        train_root: that of the training split, where mean and deviation are measured there.
         layout: settings that cut the source into shards and row groups.
         vocabulary: digest of the vocabulary, where the task has text.
     """
@@ -33,6 +41,7 @@ def split_fingerprint(task: Task, *, root: str, layout: BaseModel, vocabulary: s
         task.bucket_bounds,
         sides_state(task),
         source_state(task, root=root),
+        source_state(task, root=train_root) if train_root else None,
         code_digest(writer),
         layout,
         vocabulary,
@@ -42,7 +51,7 @@ def split_fingerprint(task: Task, *, root: str, layout: BaseModel, vocabulary: s
 def sides_state(task: Task) -> str:
     """Of a task's features and the code of their row functions."""
     code = [code_digest(modalities.load(f.modality)) for f in (task.inputs, task.targets)]
-    return digest_of(task.inputs, task.targets, code)
+    return digest_of(task.inputs.as_asked(), task.targets.as_asked(), code)
 
 
 def source_state(task: Task, *, root: str) -> str:

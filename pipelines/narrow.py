@@ -86,8 +86,9 @@ def narrow_split(manifest: Manifest, *, classes: Sequence[int], data_dir: Path) 
 
 
 def _examples(manifest: Manifest) -> Iterator[tuple[str, Example]]:
-    """Origin and arrays of each example, a row group at a time."""
-    reader, name, row = ShardReader([manifest]), manifest.task.name, 0
+    """Origin and arrays of each example, as they are stored, a row group at a time."""
+    stored = manifest.with_inputs(manifest.task.inputs.as_asked())
+    reader, name, row = ShardReader([stored]), manifest.task.name, 0
     for shard in manifest.shards:
         with pq.ParquetFile(manifest.folder / shard.file) as file:
             for number, count in enumerate(shard.group_rows):

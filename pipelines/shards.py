@@ -77,6 +77,10 @@ class Manifest(BaseModel):
         """Bad records left out."""
         return sum(self.quarantined.values())
 
+    def with_inputs(self, inputs: Feature) -> "Manifest":
+        """The split with its inputs read as those of another feature, stored in the same way."""
+        return self.model_copy(update={"task": self.task.model_copy(update={"inputs": inputs})})
+
     @functools.cached_property
     def group_starts(self) -> np.ndarray:
         """(groups + 1,) int64: row number at which each row group of the split starts."""
@@ -171,11 +175,13 @@ def open_task(task: Task, *, split: Split, data_dir: Path) -> Manifest:
     manifest = open_manifest(shard_folder(data_dir, task=task.name, split=split))
     for field in ("source", "inputs", "targets", "bucket_bounds"):
         built, asked = getattr(manifest.task, field), getattr(task, field)
+        if isinstance(asked, Feature):
+            built, asked = built.as_asked(), asked.as_asked()
         if built != asked:
             raise CorpusError(
                 f"{manifest.folder} was built with {field} {built}, the task says {asked}; {REMEDY}"
             )
-    return manifest.model_copy(update={"task": task})
+    return manifest.model_copy(update={"task": task}).with_inputs(manifest.task.inputs)
 
 
 def verify(manifest: Manifest) -> None:
@@ -197,7 +203,7 @@ def _changed(path: Path, why: str) -> CorpusError:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One built example; the arrays are views of their row group and read-only."""
+    """One built example; arrays that are views of their row group are read-only."""
 
     inputs: np.ndarray
     targets: np.ndarray
@@ -303,6 +309,8 @@ class _Column:
         self._ends = ((ends - ends[0]) // kind.itemsize).tolist()
         sides = table[f"{name}_shape"].combine_chunks().flatten().to_numpy()
         self._shapes = sides.reshape(-1, feature.rank).tolist()
+        self._feature = feature
 
     def array(self, row: int) -> np.ndarray:
-        return self.values[self._ends[row] : self._ends[row + 1]].reshape(self._shapes[row])
+        flat = self.values[self._ends[row] : self._ends[row + 1]]
+        return self._feature.finish(flat.reshape(self._shapes[row]))

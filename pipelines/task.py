@@ -109,6 +109,13 @@ class Task(BaseModel):
     betas: tuple[float, float] | None = Field(
         default=None, description="Decay of Adam's moments at its steps; None: the optimizer's."
     )
+    momentum: float | None = Field(
+        default=None, ge=0, lt=1, description="Of SGD at its steps; None: the optimizer's."
+    )
+    head_init: Literal["zeros", "lecun_normal"] | None = Field(
+        default=None,
+        description="Weights of its head's last layer at the start; None: as its net is set.",
+    )
 
     @field_validator("name")
     @classmethod

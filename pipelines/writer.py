@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from pipelines import modalities, readers
 from pipelines.errors import BadExampleError, BuildError
 from pipelines.modalities import Feature
+from pipelines.moments import Moments
 from pipelines.readers import Piece, RawRow, RawValue
 from pipelines.shards import SCHEMA, Example, Shard, file_digest, footer_digest
 from pipelines.task import Split, Task
@@ -67,6 +68,7 @@ class Counts:
     target_positions: int = 0
     longest_input: int = 0
     longest_target: int = 0
+    moments: Moments = field(default_factory=Moments)
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(
@@ -75,6 +77,7 @@ class Counts:
             self.target_positions + other.target_positions,
             max(self.longest_input, other.longest_input),
             max(self.longest_target, other.longest_target),
+            self.moments + other.moments,
         )
 
 
@@ -103,6 +106,8 @@ def _write(unit: Unit) -> UnitReport:
             bad.append((row.origin, str(error)))
         else:
             shard.write(example, origin=row.origin)
+            if unit.split == "train" and unit.task.inputs.is_measured:
+                shard.counts.moments += Moments.of(example.inputs)
     return UnitReport(unit, shard.close(), shard.counts, tuple(bad))
 
 
@@ -121,7 +126,8 @@ def encode(row: RawRow, *, task: Task, vocabulary: Vocabulary | None) -> Example
 
 
 def _encode(value: RawValue, feature: Feature, vocabulary: Vocabulary | None) -> np.ndarray:
-    return modality(feature.modality).encode(value, feature=feature, vocabulary=vocabulary)
+    encode = modality(feature.modality).encode
+    return encode(value, feature=feature.as_asked(), vocabulary=vocabulary)
 
 
 def validate(example: Example, *, task: Task) -> None:

@@ -87,8 +87,10 @@ def _read(
     row: Row, *, task: BundleTask, predictor: Predictor, part: Part
 ) -> tuple[str, np.ndarray | str]:
     """The text of a row, empty where it is none, and its encoded array or why there is none."""
-    if row.value is None or isinstance(row.value, np.ndarray):
-        return "", row.value if row.value is not None else str(row.problem)
+    if row.value is None:
+        return "", str(row.problem)
+    if isinstance(row.value, np.ndarray):
+        return "", task.inputs.finish(row.value)
     try:
         is_written = modalities.is_written(task.inputs.modality)
         raw = _raw(row.value, is_written=is_written, part=part)

@@ -105,11 +105,12 @@ class Engine(Protocol):
         *,
         learning_rates: Mapping[str, float],
         betas: tuple[float, float] | None = None,
+        momentum: float | None = None,
     ) -> StepStats:
         """One optimizer step over the owners named; the others took no part and keep still.
 
         All gradients since the last step count towards the norm and are dropped afterwards.
-        `betas` are Adam's at this step; None: those of its config.
+        `betas` are Adam's at this step, `momentum` is SGD's; None: those of the config.
         """
         ...
 

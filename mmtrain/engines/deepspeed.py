@@ -167,8 +167,9 @@ class DeepSpeedEngine:
         *,
         learning_rates: Mapping[str, float],
         betas: tuple[float, float] | None = None,
+        momentum: float | None = None,
     ) -> StepStats:
-        self._optimizer.take_part(learning_rates, betas)
+        self._optimizer.take_part(learning_rates, betas, momentum)
         self._engine.step()
         self._drop_stale_gradients()
         return StepStats(self._gradient_norm(), self._optimizer.active_rates())

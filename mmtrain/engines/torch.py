@@ -92,8 +92,9 @@ class TorchEngine:
         *,
         learning_rates: Mapping[str, float],
         betas: tuple[float, float] | None = None,
+        momentum: float | None = None,
     ) -> StepStats:
-        self._optimizer.take_part(learning_rates, betas)
+        self._optimizer.take_part(learning_rates, betas, momentum)
         norm = clip_gradients(self._optimizer, max_norm=self._clip_norm)
         if isfinite(norm):
             self._optimizer.step()

@@ -14,14 +14,21 @@ The name is the module: `mmtrain/modalities/<net>.py` defines
                                                 which also has `start(targets, ...)`, the shifted
                                                 targets. None: no head.
 
-An output net with a fixed set of classes is built once for each task, any other once for all.
+An output net with a fixed set of classes is built once for each task, any other once for all. A
+head whose `Config` has `init` can start otherwise for one task than for another.
 """
 
 import importlib
 import pkgutil
 from types import ModuleType
 
-from pipelines.errors import UnknownNameError
+from pydantic import BaseModel
+
+from pipelines.errors import MMTrainError, UnknownNameError
+
+
+class HeadInitError(MMTrainError):
+    """A task asks its head to start in a way that the head does not know."""
 
 
 def names() -> tuple[str, ...]:
@@ -38,3 +45,19 @@ def load(name: str) -> ModuleType:
     if name not in names():
         raise UnknownNameError("modality net", name, names())
     return importlib.import_module(f"{__name__}.{name}")
+
+
+def with_init(config: BaseModel, init: str | None, *, task: str) -> BaseModel:
+    """A head's config as a task wants its weights to start; None: as it is.
+
+    Raises:
+        HeadInitError: the head has no such choice.
+    """
+    if init is None:
+        return config
+    if "init" not in type(config).model_fields:
+        raise HeadInitError(
+            f"task {task}: head_init={init} is of heads 'linear' and 'elements', its head is "
+            f"{type(config).__module__.rpartition('.')[2]!r}; leave it out"
+        )
+    return config.model_copy(update={"init": init})

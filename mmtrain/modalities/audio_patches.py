@@ -4,9 +4,10 @@ Gong et al., arXiv:2104.01778, Sec. 2.1, with patches that do not overlap. Clips
 frames; a shorter sound's silence counts as sound.
 """
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from mmtrain.layers.encoded import Encoded
@@ -29,10 +30,6 @@ class Config(BaseModel):
     channels: int = Field(
         default=3, ge=1, description="Copies of the spectrogram; 3 take a picture net's kernel."
     )
-    mean: float = Field(default=0.0, description="Taken from the input; 1.102 for raw log-mel.")
-    deviation: float = Field(
-        default=1.0, gt=0, description="Divides what is left; 2.762 for raw log-mel."
-    )
     drop_prob: float = Field(default=0.0, ge=0, lt=1, description="Dropout of the tokens.")
 
     @property
@@ -44,6 +41,14 @@ class Config(BaseModel):
         """
         size = known(self.num_frames, self.num_bins)
         return grid_of(size, patch=self.patch, axes=("frames", "bins"))
+
+    @model_validator(mode="before")
+    @classmethod
+    def _older_files_changed_nothing(cls, data: Any) -> Any:
+        """Bundles from before corpora were measured say that 0 is taken off and 1 divides."""
+        if isinstance(data, Mapping) and (data.get("mean"), data.get("deviation")) == (0.0, 1.0):
+            return {name: held for name, held in data.items() if name not in ("mean", "deviation")}
+        return data
 
 
 class Input(nn.Module):
@@ -66,8 +71,7 @@ class Input(nn.Module):
 
     def forward(self, frames_BYX: Tensor, lengths_B: Tensor) -> Encoded:
         check_size(frames_BYX, self.size, net="audio_patches")
-        frames_BYX = (frames_BYX.float() - self.config.mean) / self.config.deviation
-        frames_BYXC = frames_BYX.unsqueeze(-1).expand(-1, -1, -1, self.config.channels)
+        frames_BYXC = frames_BYX.float().unsqueeze(-1).expand(-1, -1, -1, self.config.channels)
         values_BSD = self.tokens(self.embed(frames_BYXC))
         mask_BS = values_BSD.new_ones(values_BSD.shape[:2]).bool()
         return Encoded(values_BSD, mask_BS, self.grid, padding="none", patch=self.config.patch)

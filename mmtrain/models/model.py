@@ -28,7 +28,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
@@ -74,6 +74,9 @@ class TaskSpec(BaseModel):
     )
     command_id: int | None = Field(
         default=None, description="Token that starts decoding; None: no decoder."
+    )
+    head_init: Literal["zeros", "lecun_normal"] | None = Field(
+        default=None, description="Of its head's last layer at the start; None: the net's `init`."
     )
 
 
@@ -195,8 +198,9 @@ class MultiTaskModel(nn.Module):
         build = modalities.load(task.output_net).Output
         if build is None:
             raise ModelError(f"task {task.name}: net {task.output_net!r} makes no outputs")
+        config = self._net_config(task.output_net)
         head = build(
-            self._net_config(task.output_net),
+            modalities.with_init(config, task.head_init, task=task.name),
             **self._sizes(),
             num_outputs=task.num_outputs,
             dims=modalities.load(task.input_net).Input.dims,

@@ -5,7 +5,7 @@ the steps, learning rate, batch size and regularisation of its own run.
 """
 
 from mmtrain.engines import EngineConfig
-from mmtrain.modalities import audio_patches, image_patches, linear, video_tubelets
+from mmtrain.modalities import audio_patches, image_patches, video_tubelets
 from mmtrain.models import polyvit
 from mmtrain.models.model import ModelConfig
 from mmtrain.optim import OptimizerConfig
@@ -58,11 +58,7 @@ def polyvit_b_9task() -> Recipe:
     return Recipe(
         name="polyvit_b_9task",
         tasks=tasks,
-        model=ModelConfig(
-            family="polyvit",
-            body=polyvit.Config.base(),
-            nets={"linear": linear.Config(init="zeros")},
-        ),
+        model=ModelConfig(family="polyvit", body=polyvit.Config.base()),
         schedule=SCHEDULE,
         optimizer=OPTIMIZER,
         engine=EngineConfig(name="deepspeed", zero_stage=1, precision="bf16"),
@@ -131,7 +127,7 @@ def _alone(task: str) -> Recipe:
 def linear_probe() -> Recipe:
     """Fresh linear heads on a frozen body, of what --init-from names; how far its features go."""
     probed = {"num_steps": PROBE_STEPS, "learning_rate": None, "warmup_steps": None}
-    plain = {"betas": None, "mixup": 0.0, "drop_layer": 0.0, "augment": ()}
+    plain = {"betas": None, "momentum": None, "mixup": 0.0, "drop_layer": 0.0, "augment": ()}
     tasks = {task.name: task.model_copy(update=probed | plain) for task in TASKS}
     schedule = ScheduleConfig(name="alternating")
     return polyvit_tiny().with_(

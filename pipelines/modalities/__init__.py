@@ -23,7 +23,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import PurePath
 from types import ModuleType
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -44,6 +44,30 @@ class Feature(BaseModel):
     loss: ClassVar[str] = "cross_entropy"  # of a target: function of mmtrain/losses.py
 
     modality: str
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether `build` measures the training split, and examples wait for mean and deviation.
+
+        Then `encode` gives arrays as they are stored, and `finish` does the rest as they are read.
+        """
+        return False
+
+    def as_asked(self) -> Self:
+        """The feature as a task asks for it, without what `build` measured."""
+        return self
+
+    def as_measured(self, standard: tuple[float, float]) -> Self:
+        """The feature with the mean and deviation that `build` measured."""
+        raise NotImplementedError
+
+    def finish(self, array: np.ndarray) -> np.ndarray:
+        """A stored array as examples have it."""
+        return array
+
+    def finished_length(self, stored: float) -> float:
+        """Positions of an example, or their mean, where arrays have so many as they are stored."""
+        return stored
 
     @property
     def rank(self) -> int:

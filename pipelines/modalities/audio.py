@@ -1,8 +1,8 @@
 """Audio: the bytes of a sound file to log-mel frames, or to samples.
 
 Sounds of any rate and number of channels become one channel at the feature's rate. Log-mel
-energies are standardised over the clip, so that loudness and microphone matter little and the
-padding value 0 is the clip's mean; or by a fixed mean and deviation, so that loudness is kept.
+energies are standardised over the clip, so that loudness and microphone matter little; or by the
+mean and deviation of the corpus, so that loudness is kept. The padding value 0 is the mean.
 """
 
 import functools
@@ -43,18 +43,52 @@ class AudioFeature(Feature):
         ge=1,
         description="Frames of every clip: cut at the end or filled up with 0; log-mel only.",
     )
-    standard: tuple[float, float] | None = Field(
+    standard: tuple[float, float] | Literal["corpus"] | None = Field(
         default=None,
-        description="Fixed mean and deviation of log-mel energies; None: those of the clip.",
+        description="Mean and deviation that log-mel energies are standardised by; 'corpus': "
+        "those that `build` measures of the training split; None: those of the clip.",
+    )
+    measured: tuple[float, float] | None = Field(
+        default=None, description="What `build` measured for 'corpus'; not to be given."
     )
 
     @model_validator(mode="after")
     def _frames_are_of_log_mel(self) -> Self:
         if self.representation == "waveform" and (self.num_frames or self.standard):
             raise ValueError("num_frames and standard are of log_mel; a waveform has neither")
-        if self.standard and self.standard[1] <= 0:
-            raise ValueError(f"standard {self.standard}: the deviation is not above 0")
+        if self.measured and self.standard != "corpus":
+            raise ValueError("measured is of standard='corpus'; give standard the two numbers")
+        for fixed in (self.standard, self.measured):
+            if isinstance(fixed, tuple) and fixed[1] <= 0:
+                raise ValueError(f"standard {fixed}: the deviation is not above 0")
         return self
+
+    @property
+    def is_measured(self) -> bool:
+        """Log-mel energies by the moments of the corpus."""
+        return self.standard == "corpus"
+
+    def as_asked(self) -> Self:
+        """Without the moments of the corpus."""
+        return self.model_copy(update={"measured": None})
+
+    def as_measured(self, standard: tuple[float, float]) -> Self:
+        """With the moments of the corpus."""
+        return self.model_copy(update={"measured": standard})
+
+    def finish(self, array: np.ndarray) -> np.ndarray:
+        """Standardised by the moments of the corpus, if these are its, and filled up with 0."""
+        if self.is_measured and self.measured is None:
+            return array  # energies, which wait for them
+        if self.measured is not None:
+            mean, deviation = self.measured
+            array = (array - np.float32(mean)) / np.float32(deviation)
+        missing = (self.num_frames or 0) - len(array)
+        return np.pad(array, ((0, missing), (0, 0))) if missing > 0 else array
+
+    def finished_length(self, stored: float) -> float:
+        """A clip has at least `num_frames`."""
+        return max(stored, self.num_frames or 0)
 
     @property
     def net(self) -> str:
@@ -95,14 +129,7 @@ def encode(value: object, *, feature: AudioFeature, vocabulary: Vocabulary | Non
         raise BadExampleError("empty sound: it has no samples")
     if feature.representation == "waveform":
         return samples_L.astype(np.float32)
-    frames = log_mel(samples_L, feature=feature)
-    return frames if feature.num_frames is None else fit_frames(frames, feature.num_frames)
-
-
-def fit_frames(frames: np.ndarray, num_frames: int) -> np.ndarray:
-    """(frames, bins) cut at the end, or filled up with 0.0, to (num_frames, bins)."""
-    missing = max(0, num_frames - len(frames))
-    return np.pad(frames[:num_frames], ((0, missing), (0, 0)))
+    return feature.finish(log_mel(samples_L, feature=feature)[: feature.num_frames])
 
 
 def read_samples(data: bytes, *, max_s: float) -> tuple[np.ndarray, int]:
@@ -152,12 +179,12 @@ def mel_filters(rate_hz: int, frame_length: int, num_bins: int) -> np.ndarray:
 
 
 def log_mel(samples_L: np.ndarray, *, feature: AudioFeature) -> np.ndarray:
-    """Standardised log-mel energies, float32 (frames, bins): 1 + samples // hop frames.
+    """Log-mel energies, float32 (frames, bins): 1 + samples // hop frames.
 
     A clip shorter than a frame is filled up with silence.
 
     x = log(1e-5 + M |STFT(s)|^2),   (x - mean(x)) / (std(x) + 1e-3)     over the clip,
-    or (x - m) / d with the feature's `standard` (m, d)
+    or (x - m) / d with the feature's `standard` (m, d); 'corpus': x
     """
     missing = max(0, feature.frame_length - len(samples_L))
     spectrum = librosa.stft(
@@ -168,6 +195,8 @@ def log_mel(samples_L: np.ndarray, *, feature: AudioFeature) -> np.ndarray:
     )
     filters = mel_filters(feature.sample_rate_hz, feature.frame_length, feature.num_bins)
     energies = np.log(1e-5 + filters @ (np.abs(spectrum) ** 2)).T
+    if feature.standard == "corpus":
+        return np.ascontiguousarray(energies, dtype=np.float32)
     mean, deviation = feature.standard or (energies.mean(), energies.std() + 1e-3)
     return np.ascontiguousarray((energies - mean) / deviation, dtype=np.float32)
 

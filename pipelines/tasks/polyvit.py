@@ -21,7 +21,14 @@ DIGITS = tuple("0123456789")
 SIDE = 32  # pixels
 PICTURE = ImageFeature(height=SIDE, width=SIDE, channels=1)
 CLIP = VideoFeature(height=SIDE, width=SIDE, channels=1, num_frames=8, frame_step=2, min_frames=2)
-SOUND = AudioFeature(representation="log_mel", num_bins=32, hop_ms=12.0, max_s=1.0, num_frames=48)
+SOUND = AudioFeature(
+    representation="log_mel",
+    num_bins=32,
+    hop_ms=12.0,
+    max_s=1.0,
+    num_frames=48,
+    standard="corpus",
+)
 MASKED = Augmentation(
     name="spec_augment",
     settings={"bin_masks": 1, "max_bins": 8, "frame_masks": 2, "max_frames": 8},

@@ -3,9 +3,9 @@
 Likhosherstov et al., arXiv:2111.12993, and its released configuration: five of pictures, two of
 videos, two of sounds. Put each below the data folder at `raw/<name>/<split>`: pictures as
 `<class>/<name>.jpg`, videos and sounds named by a JSONL manifest with the columns `file` and
-`label` (`labels`, a list, for AudioSet). Classes are numbers from 0. Learning rates, batch sizes,
-steps and warm-ups are those of the tasks' own runs; the pictures' common warm-up stands at the
-first of them.
+`label` (`labels`, a list, for AudioSet). Classes are numbers from 0. Learning rates, momentum,
+batch sizes, steps, warm-ups and the heads' first weights are those of the tasks' own runs; the
+pictures' common warm-up stands at the first of them.
 """
 
 from pipelines.modalities.audio import AudioFeature
@@ -24,7 +24,7 @@ SOUND = AudioFeature(
     hop_ms=10.0,
     num_frames=800,
     max_s=12.0,
-    standard=(1.102, 2.762),
+    standard="corpus",
 )
 CLIP_CHANGES = (
     Augmentation(name="zoom", settings={"low": 0.9, "high": 1.33}),
@@ -55,8 +55,10 @@ def picture_task(
         batch_size=512,
         num_steps=num_steps,
         learning_rate=learning_rate,
+        momentum=0.9,
+        head_init="lecun_normal",
         warmup_steps=warmup,
-        augment=(Augmentation(name="random_crop_flip"),),
+        augment=(Augmentation(name="random_crop_flip", settings={"min_area": 0.05}),),
     )
 
 
@@ -80,6 +82,8 @@ def clip_task(
         batch_size=64,
         num_steps=num_steps,
         learning_rate=learning_rate,
+        momentum=0.9,
+        head_init="zeros",
         warmup_steps=warmup,
         augment=CLIP_CHANGES,
     )
@@ -90,11 +94,13 @@ VGGSOUND = Task(
     source=media_source("vggsound", "label"),
     inputs=SOUND,
     targets=LabelFeature(classes=numbers(309)),
-    metrics=("accuracy", "top5_accuracy", "log_perplexity"),
+    metrics=("accuracy", "top5_accuracy", "mean_average_precision", "log_perplexity"),
     baseline="majority_class",
     batch_size=64,
     num_steps=134_700,
     learning_rate=0.5,
+    momentum=0.9,
+    head_init="zeros",
     warmup_steps=6_735,
     augment=SOUND_CHANGES,
     mixup=0.3,
@@ -111,6 +117,8 @@ AUDIOSET = Task(
     batch_size=64,
     num_steps=15_900,
     learning_rate=0.5,
+    momentum=0.9,
+    head_init="zeros",
     warmup_steps=795,
     augment=SOUND_CHANGES,
     mixup=0.3,

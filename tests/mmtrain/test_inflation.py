@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from scipy import ndimage
 from torch import Tensor
 from torch.nn import functional
 from torch.testing import assert_close
@@ -68,7 +69,10 @@ def test_grey_kernel_is_the_sum_of_the_colours_and_colours_share_a_grey_one():
 def test_positions_of_other_grids_are_interpolated():
     row = torch.tensor([0.0, 1.0]).reshape(1, 1, 2, 1)
     wider = fit_positions(row, shape=(1, 1, 4))
-    assert_close(wider.flatten(), torch.tensor([0.0, 0.25, 0.75, 1.0]))  # centres, not corners
+    assert_close(wider.flatten(), torch.tensor([0.0, 1 / 3, 2 / 3, 1.0]))  # corners on corners
+    grid = random(1, 3, 4, 2)
+    zoomed = ndimage.zoom(grid[0].numpy(), (2, 1.5, 1), order=1)  # as the code of ViT and PolyViT
+    assert_close(fit_positions(grid, shape=(1, 6, 6))[0], torch.from_numpy(zoomed))
 
 
 def test_positions_are_tiled_over_time_and_averaged_over_frames():

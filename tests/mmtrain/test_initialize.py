@@ -141,7 +141,7 @@ def test_positions_of_larger_pictures_are_resized_and_the_class_row_is_kept(vit,
     theirs = vit.vit.embeddings.position_embeddings[0]
     assert torch.equal(table[0], theirs[0])
     grid = theirs[1:].t().reshape(1, 16, 2, 2)
-    resized = functional.interpolate(grid, size=(4, 3), mode="bilinear")
+    resized = functional.interpolate(grid, size=(4, 3), mode="bilinear", align_corners=True)
     assert_close(table[1:], resized[0].flatten(1).t())
 
 
@@ -190,7 +190,7 @@ def test_clip_positions_are_tiled_and_sound_positions_resized(vit, folder):
     audio = state["stems.audio_patches.tokens.positions"]
     assert torch.equal(video, torch.cat([theirs[:1], theirs[1:], theirs[1:]]))
     grid = theirs[1:].t().reshape(1, 16, 2, 2)
-    tall = functional.interpolate(grid, size=(4, 2), mode="bilinear")
+    tall = functional.interpolate(grid, size=(4, 2), mode="bilinear", align_corners=True)
     assert_close(audio[1:], tall[0].flatten(1).t())
     assert torch.equal(audio[0], theirs[0])
 

@@ -3,7 +3,7 @@ from math import cos, pi
 import pytest
 
 from mmtrain.optim import OptimizerConfig
-from mmtrain.rates import learning_rate, on_one_clock, step_rates
+from mmtrain.rates import RateError, check_decays, learning_rate, on_one_clock, step_rates
 from tests.pipelines.toy_corpus import toy_task
 
 POLYVIT = OptimizerConfig(name="sgd", schedule="warm_cosine", learning_rate=0.5)
@@ -124,6 +124,24 @@ def test_a_single_rate_for_steps_of_several_tasks_is_the_optimizers():
 
 
 def test_betas_are_those_of_the_steps_tasks():
-    assert rates_of_both(OptimizerConfig()).betas is None
-    betas = rates_of_both(OptimizerConfig(betas=(0.9, 0.98)), a={"betas": (0.5, 0.5)}).betas
+    assert rates_of_both(OptimizerConfig()).decays["betas"] is None
+    betas = rates_of_both(OptimizerConfig(betas=(0.9, 0.98)), a={"betas": (0.5, 0.5)}).decays[
+        "betas"
+    ]
     assert betas == pytest.approx((0.7, 0.74))
+
+
+def test_momentum_is_that_of_the_steps_tasks():
+    assert rates_of_both(POLYVIT).decays["momentum"] is None
+    assert rates_of_both(POLYVIT, a={"momentum": 0.5}).decays["momentum"] == pytest.approx(0.7)
+    assert (
+        rates_of_both(POLYVIT, a={"momentum": 0.0}, b={"momentum": 0.0}).decays["momentum"] == 0.0
+    )
+
+
+def test_decays_of_another_optimizer_are_refused():
+    with pytest.raises(RateError, match=r"task a: betas .* are Adam's.*optimizer\.name=adamw"):
+        check_decays(POLYVIT, toy_task("a", betas=(0.9, 0.99)))
+    with pytest.raises(RateError, match=r"task a: momentum 0 is SGD's.*optimizer\.name=sgd"):
+        check_decays(OptimizerConfig(), toy_task("a", momentum=0.0))
+    check_decays(POLYVIT, toy_task("a", momentum=0.5))

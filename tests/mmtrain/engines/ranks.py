@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch.nn import functional
-from toy import ADAM, SGD, STALE, ToyModel, global_batch, task_of, toy_model, train
+from toy import ADAM, MOMENTA, SGD, STALE, ToyModel, global_batch, task_of, toy_model, train
 
 from mmtrain import checkpoint, checkpoint_files
 from mmtrain.checkpoint import CheckpointError, Progress
@@ -71,6 +71,13 @@ def straight(layout: str, micros: str, steps: str) -> dict[str, Any]:
     """So many steps from scratch."""
     engine = engine_of(layout)
     trace = train(engine, first=0, last=int(steps), micros=int(micros))
+    return {"trace": trace, "weights": weights(engine)}
+
+
+def momenta(layout: str) -> dict[str, Any]:
+    """12 steps, each with the momentum of its task."""
+    engine = engine_of(layout)
+    trace = train(engine, first=0, last=12, micros=3, momenta=MOMENTA)
     return {"trace": trace, "weights": weights(engine)}
 
 

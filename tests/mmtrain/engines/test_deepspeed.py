@@ -58,7 +58,7 @@ def one(folder):
     jobs = [f"straight,torch,{micros},30" for micros in (1, 3)]
     jobs += [f"straight,{layout},{micros},30" for layout in ZERO for micros in (1, 3)]
     jobs += ["projected,torch+sgd", "projected,zero1"]
-    jobs += [f"straight,torch+{kind},3,12" for kind in ("sgd", "stale")]
+    jobs += [f"straight,torch+{kind},3,12" for kind in ("sgd", "stale")] + ["momenta,torch+sgd"]
     jobs += ["real_model,torch", "real_model,zero3"]
     jobs += ["straight,torch_bf16,2,12", "straight,zero1_bf16,1,12", "straight,torch_bf16,1,12"]
     return run_group(folder / "one", world_size=1, jobs=jobs)[0]
@@ -70,6 +70,7 @@ def two(folder):
     jobs += [f"straight,{layout},2,12" for layout in ("zero2_bf16", "zero3_bf16")]
     jobs += [f"straight,zero{stage}_offload,3,30" for stage in (2, 3)]
     jobs += [f"straight,{layout},3,12" for layout in MOMENTUM]
+    jobs += [f"momenta,zero{stage}+sgd" for stage in range(4)]
     jobs += [f"projected,{layout}" for layout in PROJECTED]
     jobs += [f"idle,{layout}" for layout in IDLE]
     jobs += [f"poison,{layout}" for layout in POISONED]
@@ -146,6 +147,12 @@ def test_bf16_agrees_between_engines_to_its_rounding(one, two):
 def test_momentum_on_two_processes_equals_plain_torch(one, two, layout):
     kind = layout.partition("+")[2]
     assert furthest(two[0][f"straight,{layout},3,12"], one[f"straight,torch+{kind},3,12"]) < 1e-5
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_momentum_by_task_on_two_processes_equals_plain_torch(one, two, stage):
+    assert furthest(two[0][f"momenta,zero{stage}+sgd"], one["momenta,torch+sgd"]) < 1e-5
+    assert furthest(one["momenta,torch+sgd"], one["straight,torch+sgd,3,12"]) > 1e-3
 
 
 @pytest.mark.parametrize("layout", PROJECTED)

@@ -18,7 +18,7 @@ from mmtrain.engines.pieces import writers
 from mmtrain.engines.recompute import recompute_blocks
 
 sys.path.insert(0, str(Path(__file__).parent))
-from toy import ADAM, SGD, STALE, global_batch, task_of, toy_model, train
+from toy import ADAM, MOMENTA, SGD, STALE, global_batch, task_of, toy_model, train
 
 
 @pytest.mark.parametrize(
@@ -106,6 +106,42 @@ def test_engine_takes_the_same_momentum_steps_as_torch_sgd(optimizer):
         sgd.zero_grad()  # to None: torch leaves idle parameters and their momentum be
     for name, parameter in named.items():
         assert_close(engine.model_state()[name], parameter.detach(), rtol=0, atol=1e-6)
+
+
+def test_momentum_of_a_step_is_that_of_its_task():
+    engine = build_engine(EngineConfig(name="torch"), model=toy_model(), optimizer=SGD)
+    train(engine, first=0, last=9, momenta=MOMENTA)  # 2 red, 2 blue, and so on; the last is red
+
+    model = toy_model()
+    named = dict(model.named_parameters())
+    buffers = {name: torch.zeros_like(held) for name, held in named.items()}
+    for step in range(9):
+        inputs, labels = global_batch(step, 0)
+        task = task_of(step)
+        functional.cross_entropy(model(task=task, inputs=inputs).logits, labels).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), SGD.clip_norm)
+        with torch.no_grad():
+            for name, held in named.items():
+                if held.grad is not None:
+                    decay = 0.01 * held if held.ndim > 1 else 0.0
+                    buffers[name] = MOMENTA[task] * buffers[name] + held.grad + decay
+                    held -= 0.01 * buffers[name]
+                    held.grad = None
+    states = {state.name: state for state in engine.parameter_states()}
+    for name, held in named.items():
+        assert_close(engine.model_state()[name], held.detach(), rtol=0, atol=1e-6)
+    bias = states["heads.red.bias"].tensors["momentum_buffer"]
+    assert_close(bias, buffers["heads.red.bias"], rtol=0, atol=1e-6)
+
+
+def test_without_a_tasks_own_the_momentum_is_the_configs():
+    plain, given = (
+        build_engine(EngineConfig(name="torch"), model=toy_model(), optimizer=SGD) for _ in range(2)
+    )
+    train(plain, first=0, last=5)
+    train(given, first=0, last=5, momenta={"red": SGD.momentum})
+    for name, held in plain.model_state().items():
+        assert torch.equal(given.model_state()[name], held)
 
 
 def test_betas_of_a_step_are_those_given_and_then_the_configs_again():

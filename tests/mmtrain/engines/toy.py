@@ -1,5 +1,6 @@
 """A model with the surface of `MultiTaskModel` in a few lines, its experts shared by ranks."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from mmtrain.optim import OptimizerConfig
 TASKS = ("red", "blue")
 ADAM = OptimizerConfig(learning_rate=1e-2, clip_norm=0.5, weight_decay=0.01, warmup_steps=0)
 SGD = ADAM.model_copy(update={"name": "sgd"})
+MOMENTA = {"red": 0.0, "blue": 0.5}
 STALE = SGD.model_copy(update={"apply_stale_momentum": True})
 
 
@@ -130,8 +132,18 @@ def task_of(step: int) -> str:
     return TASKS[(step // 2) % 2]
 
 
-def train(engine: Any, *, first: int, last: int, micros: int = 1) -> list[tuple[float, float]]:
-    """Steps [first, last). Returns the step's loss over all ranks, and the gradient norm."""
+def train(
+    engine: Any,
+    *,
+    first: int,
+    last: int,
+    micros: int = 1,
+    momenta: Mapping[str, float] | None = None,
+) -> list[tuple[float, float]]:
+    """Steps [first, last). Returns the step's loss over all ranks, and the gradient norm.
+
+    `momenta` are those of the steps on a task that has its own.
+    """
     trace = []
     for step in range(first, last):
         task, loss_of_step = task_of(step), torch.zeros(())
@@ -147,6 +159,6 @@ def train(engine: Any, *, first: int, last: int, micros: int = 1) -> list[tuple[
         if engine.world_size > 1:
             dist.all_reduce(loss_of_step)
         rates = dict.fromkeys(engine.model.owners(task), 0.01)
-        stats = engine.step(learning_rates=rates)
+        stats = engine.step(learning_rates=rates, momentum=(momenta or {}).get(task))
         trace.append((float(loss_of_step), stats.gradient_norm))
     return trace

@@ -95,13 +95,20 @@ def test_frame_by_frame_a_clip_is_a_picture_for_each_moment():
 
 def test_copies_of_a_spectrogram_count_as_the_sum_of_the_kernels_channels():
     torch.manual_seed(0)
-    config = audio_patches.Config(num_frames=8, num_bins=4, patch=(4, 4), mean=1.0, deviation=2.0)
+    config = audio_patches.Config(num_frames=8, num_bins=4, patch=(4, 4))
     net, frames = audio_patches.Input(config, **SIZES), torch.randn(2, 8, 4)
     slow = torch.nn.functional.conv2d(
-        (frames[:, None] - 1.0) / 2.0, net.embed.weight.sum(1, keepdim=True), stride=4
+        frames[:, None], net.embed.weight.sum(1, keepdim=True), stride=4
     )
     expected = net.tokens(slow.flatten(2).transpose(1, 2))
     assert_close(encode(net, frames).values_BSD, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_sounds_net_of_an_older_bundle_is_read_where_it_changed_nothing():
+    older = {"num_frames": 8, "mean": 0.0, "deviation": 1.0}
+    assert audio_patches.Config.model_validate(older) == audio_patches.Config(num_frames=8)
+    with pytest.raises(ValueError, match="mean"):
+        audio_patches.Config.model_validate(older | {"mean": 1.102})
 
 
 def test_a_text_has_a_class_token_before_it_and_padding_behind_it():
