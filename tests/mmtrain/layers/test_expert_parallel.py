@@ -9,6 +9,7 @@ from torch.testing import assert_close
 
 from mmtrain.layers.moe import MoE
 from mmtrain.layers.units import gated
+from mmtrain.losses import weight_decay_loss
 
 RANKS, EXPERTS, DIM = 2, 4, 6
 
@@ -48,17 +49,30 @@ def run_rank(rank: int, folder: str) -> None:
     values = moe(x_BLD, torch.ones(*x_BLD.shape[:2], 1)).values_BLD
     values.square().sum().backward()
     moe(x_BLD, torch.zeros(*x_BLD.shape[:2], 1) if rank == 0 else torch.ones(*x_BLD.shape[:2], 1))
+    share = weight_decay_loss(moe.parameters(), weight=3.0) / RANKS
     found = {
         **masked_pass(moe, x_BLD.detach()),
         "values": values.detach(),
         "x": x_BLD.grad,
         "w_in": moe.experts.w_in.grad,
         "w_out": moe.experts.w_out.grad,
+        "decay": share.detach(),
+        "decayed": torch.autograd.grad(share, moe.experts.w_in)[0],
         "first": moe.experts.w_in.first_expert,
         "held": moe.experts.w_in.shape[0],
     }
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+def test_decay_in_the_loss_does_not_depend_on_where_experts_are(tmp_path):
+    mp.spawn(run_rank, args=(str(tmp_path),), nprocs=RANKS)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(RANKS)]
+    moe = build_moe()
+    whole = weight_decay_loss(moe.parameters(), weight=3.0)
+    assert_close(sum(found["decay"] for found in ranks), whole.detach())
+    grad_EDF = torch.autograd.grad(whole, moe.experts.w_in)[0]  # no other rank adds to a part's
+    assert_close(torch.cat([found["decayed"] for found in ranks]), grad_EDF)
 
 
 def test_sharded_experts_give_the_same_outputs_and_gradients(tmp_path):
