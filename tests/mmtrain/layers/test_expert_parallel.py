@@ -1,7 +1,9 @@
 """Experts divided over two processes compute what one process with all of them computes."""
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -65,9 +67,15 @@ def run_rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_decay_in_the_loss_does_not_depend_on_where_experts_are(tmp_path):
-    mp.spawn(run_rank, args=(str(tmp_path),), nprocs=RANKS)
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(RANKS)]
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> list[dict[str, Any]]:
+    """What each of the processes found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(run_rank, args=(str(folder),), nprocs=RANKS)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+
+
+def test_decay_in_the_loss_does_not_depend_on_where_experts_are(ranks):
     moe = build_moe()
     whole = weight_decay_loss(moe.parameters(), weight=3.0)
     assert_close(sum(found["decay"] for found in ranks), whole.detach())
@@ -75,12 +83,10 @@ def test_decay_in_the_loss_does_not_depend_on_where_experts_are(tmp_path):
     assert_close(torch.cat([found["decayed"] for found in ranks]), grad_EDF)
 
 
-def test_sharded_experts_give_the_same_outputs_and_gradients(tmp_path):
-    mp.spawn(run_rank, args=(str(tmp_path),), nprocs=RANKS)
+def test_sharded_experts_give_the_same_outputs_and_gradients(ranks):
     moe, hidden = build_moe(), torch.zeros(5)
     masked = [masked_pass(build_moe(), rows_of(rank)) for rank in range(RANKS)]
-    for rank in range(RANKS):
-        found = torch.load(tmp_path / f"{rank}.pt")
+    for rank, found in enumerate(ranks):
         x_BLD = rows_of(rank).requires_grad_()
         values = moe(x_BLD, torch.ones(*x_BLD.shape[:2], 1)).values_BLD
         values.square().sum().backward()  # experts' gradients of both ranks add up
@@ -94,5 +100,5 @@ def test_sharded_experts_give_the_same_outputs_and_gradients(tmp_path):
     both = sum(parts["hidden"] for parts in masked)  # each rank has that of its own experts
     assert_close(hidden, both, atol=1e-4, rtol=1e-5)
     for name in ("w_in", "w_out"):
-        sharded = torch.cat([torch.load(tmp_path / f"{rank}.pt")[name] for rank in range(RANKS)])
+        sharded = torch.cat([found[name] for found in ranks])
         assert_close(sharded, getattr(moe.experts, name).grad, atol=1e-5, rtol=1e-5)
