@@ -91,11 +91,13 @@ def multimodel_8() -> Recipe:
       task of its own, in its own time.
     - A run has 1,000,000 steps; the code says that the rate falls in the last 500,000.
     - ZeRO 2, bf16, experts over the workers.
-    - Decay is of what the step's task trains; there it is of all weights at every step.
+    - Decay is of what the step's task trains; there it is of all weights at every step, tables of
+      tokens in 16 parts, each with a mean of its own.
+    - The map to tokens' scores starts orthogonal; there it is drawn from N(0, 1 / D).
     - Sounds are 80 log-mel bins of 25 ms each 10 ms, standardised, of 30 s at most.
     - An ordinary convolution stands before the sound's blocks; it and the picture's have biases.
     - Transcripts are of the same tokens as all text; the code has characters too.
-    - The decoder runs over input and target in line, as a figure of the paper may be read.
+    - The decoder runs over input and target in line, which a figure of the paper leaves open.
     - Strided windows are centred; at even lengths the code's lie one position later.
     - Pictures are not augmented; the code crops 299 of 360 pixels and mirrors.
     """
