@@ -229,9 +229,16 @@ def weight_decay_loss(parameters: Iterable[nn.Parameter], *, weight: float) -> T
     """Decay by the mean square of each matrix, so that a large one counts no more than a small.
 
     weight * sum over parameters with more than one axis of mean(w^2) / 2
+
+    Each expert of a stack is a matrix of its own. A rank that holds some of them takes these for
+    all, so that the mean over ranks is the sum over all experts, however they are shared.
     """
-    matrices = [parameter for parameter in parameters if parameter.ndim > 1]
-    return weight * torch.stack([matrix.float().square().mean() / 2 for matrix in matrices]).sum()
+    decays = [
+        getattr(parameter, "num_experts", 1) * parameter.float().square().mean() / 2
+        for parameter in parameters
+        if parameter.ndim > 1
+    ]
+    return weight * torch.stack(decays).sum()
 
 
 def _check_known(name: str) -> None:

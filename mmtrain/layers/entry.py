@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mmtrain.layers.encoded import Encoded
 from mmtrain.layers.grid import (
     ConvRes,
+    Entry,
     GridConv,
     Pair,
     row_mask,
@@ -33,8 +34,8 @@ class Stage(BaseModel):
 class EntryFlow(nn.Module):
     """Ordinary convolutions, then residual blocks; the last stage's width must be D.
 
-    Each example is standardised over what is real of it. No ReLU comes before the first
-    convolution. Which shortcuts start with a ReLU: "first" or "all_but_last" (released code: the
+    Each example is standardised over what is real of it. A ReLU comes before every convolution but
+    the first. Which shortcuts start with one: "first" or "all_but_last" (tensor2tensor v1.0.3: the
     former for images, the latter for sounds). `units` says how many channels blocks have left.
     """
 
@@ -53,12 +54,15 @@ class EntryFlow(nn.Module):
         self.stems, self.blocks = nn.ModuleList(), nn.ModuleList()
         for stage in stems:
             width = min(stage.width or model_dim, model_dim)
-            self.stems.append(GridConv(dim, width, kernel=stage.kernel, stride=stage.stride))
+            entry: Entry = "relu" if self.stems else "linear"
+            self.stems.append(
+                GridConv(dim, width, kernel=stage.kernel, stride=stage.stride, entry=entry)
+            )
             dim = width
         for place, stage in enumerate(blocks):
             width = min(stage.width or model_dim, model_dim)
             relu = place == 0 if relu_shortcuts == "first" else place < len(blocks) - 1
-            shortcut: Literal["relu", "linear"] = "relu" if relu else "linear"
+            shortcut: Entry = "relu" if relu else "linear"
             self.blocks.append(
                 ConvRes(
                     dim,

@@ -15,6 +15,7 @@ from mmtrain.layers.units import WHOLE, ScaleSite, UnitChoice, UnitCounts, UnitG
 
 Pair = tuple[int, int]
 Ends = Literal["same", "left"]
+Entry = Literal["relu", "linear"]  # what an ordinary convolution does first
 
 
 def stride_lengths(lengths_B: Tensor, stride: int) -> Tensor:
@@ -48,19 +49,21 @@ def standardise(x_BYXC: Tensor, lengths_B: Tensor | None) -> Tensor:
 
 
 class GridConv(nn.Module):
-    """LN(Conv(x)) without a ReLU before it: an ordinary convolution, for raw values.
+    """LN(Conv(x)), or LN(Conv(relu(x))): an ordinary convolution, "linear" where x is raw values.
 
     The convolution has a bias. A separable one without, on one channel, followed by a layer norm,
     gives every position the same pattern up to its sign, and nothing can be learned from that.
     """
 
-    def __init__(self, dim: int, out_dim: int, *, kernel: Pair, stride: Pair = (1, 1)) -> None:
+    def __init__(self, dim: int, out_dim: int, *, kernel: Pair, stride: Pair, entry: Entry) -> None:
         super().__init__()
+        self.entry = entry
         self.conv = nn.Conv2d(dim, out_dim, kernel, stride, (kernel[0] // 2, kernel[1] // 2))
         self.norm = nn.LayerNorm(out_dim, eps=EPSILON)
         nn.init.orthogonal_(self.conv.weight)
 
     def forward(self, x_BYXC: Tensor, lengths_B: Tensor | None) -> Tensor:
+        x_BYXC = x_BYXC.relu() if self.entry == "relu" else x_BYXC
         x_BYXC = mask_rows(x_BYXC, lengths_B).to(self.conv.weight.dtype)
         return self.norm(self.conv(x_BYXC.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
@@ -141,7 +144,7 @@ class ConvRes(nn.Module):
         *,
         kernel: Pair,
         stride: Pair,
-        shortcut: Literal["relu", "linear"],
+        shortcut: Entry,
         units: UnitCounts = WHOLE,
     ) -> None:
         super().__init__()

@@ -31,7 +31,8 @@ class Config(BaseModel):
     )
     widths: tuple[float, float, float] = Field(
         default=(1.25, 2.0, 2.5),
-        description="Channels after the skip and of the last two steps, over D.",
+        description="Channels after the skip and of the last two steps, over D; the default is "
+        "tensor2tensor's.",
     )
 
     @classmethod

@@ -44,9 +44,7 @@ class Config(BaseModel):
 
     model_dim: int = Field(default=96, ge=2, description="D, channels of every position.")
     num_heads: int = Field(default=8, ge=1, description="Attention heads; they divide model_dim.")
-    encoder_conv_blocks: int = Field(
-        default=3, ge=0, description="Blocks before the encoder's experts."
-    )
+    encoder_conv_blocks: int = Field(default=3, ge=0, description="Blocks before its experts.")
     encoder_attention_blocks: int = Field(default=3, ge=0, description="Blocks after them.")
     mixer_blocks: int = Field(default=2, ge=0, description="Blocks of the mixer.")
     decoder_blocks: int = Field(
@@ -87,8 +85,10 @@ class Config(BaseModel):
 
     @classmethod
     def paper(cls) -> "Config":
-        """The paper's eight-task model: D 1024, 240 experts of which 4 are active."""
-        return cls(model_dim=1024, num_experts=240, expert_dim=1024, drop_prob=0.4)
+        """The paper's eight-task model: D 1024, 240 experts of which 4 are active, no W_O."""
+        return cls(
+            model_dim=1024, num_experts=240, expert_dim=1024, drop_prob=0.4, attention_output="none"
+        )
 
     @classmethod
     def patent(cls) -> "Config":

@@ -6,6 +6,7 @@ from torch import nn, tensor
 from torch.nn import functional
 from torch.testing import assert_close
 
+from mmtrain.layers.experts import Experts
 from mmtrain.losses import (
     LossError,
     check_loss,
@@ -18,6 +19,7 @@ from mmtrain.losses import (
     task_loss,
     weight_decay_loss,
 )
+from mmtrain.models import multimodel
 from pipelines.errors import UnknownNameError
 from pipelines.modalities import Feature
 from pipelines.modalities.label import LabelFeature
@@ -243,3 +245,29 @@ def test_an_unknown_loss_is_answered_with_the_nearest():
 def test_weight_decay_is_the_mean_square_of_matrices_alone():
     parameters = [nn.Parameter(tensor([[1.0, 3.0]])), nn.Parameter(tensor([7.0]))]
     assert_close(weight_decay_loss(parameters, weight=3.0), tensor(7.5))  # 3 * 5 / 2
+
+
+def test_weight_decay_takes_each_expert_as_a_matrix_of_its_own():
+    torch.manual_seed(0)
+    model = nn.ModuleDict({"experts": Experts(3, 4, num_experts=5), "head": nn.Linear(3, 2)})
+    twin = 0.0
+    for matrices in (model["experts"].w_in, model["experts"].w_out, [model["head"].weight]):
+        for matrix in matrices:
+            twin += sum(value**2 for value in matrix.flatten().tolist()) / matrix.numel() / 2
+    loss = weight_decay_loss(model.parameters(), weight=3.0)
+    assert loss.item() == pytest.approx(3.0 * twin)
+    expert_grad = torch.autograd.grad(loss, model["experts"].w_in)[0]
+    assert_close(expert_grad, 3.0 * model["experts"].w_in.detach() / 12)  # of 3 x 4 weights
+
+
+def test_weight_decay_of_a_cut_model_counts_the_experts_that_are_left():
+    units = {"encoder.moe.experts": 3, "encoder.moe.experts.hidden": 5}
+    body = multimodel.Config(
+        model_dim=8, num_heads=2, num_experts=4, expert_dim=6, experts="encoder", units=units
+    )
+    experts = multimodel.Encoder(body).moe.experts
+    twin = sum(
+        matrix.square().mean() / 2 for stack in (experts.w_in, experts.w_out) for matrix in stack
+    )
+    assert experts.w_in.shape == (3, 8, 5)
+    assert_close(weight_decay_loss(experts.parameters(), weight=1.0), twin)

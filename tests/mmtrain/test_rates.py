@@ -45,6 +45,21 @@ def test_exponential_rate_warms_up_from_a_hundredth_and_falls_by_its_factor():
     assert rates(config, num_steps=1000, steps=steps) == pytest.approx(expected)
 
 
+def test_exponential_rate_is_that_of_a_walk_step_by_step():
+    """0.01 at first, up by one factor to 1 at the end of the warm-up, then 1, then down by c."""
+    config = OptimizerConfig(
+        learning_rate=3.0, schedule="exponential", warmup_steps=7, decay_start=0.5, decay_factor=0.9
+    )
+    rate, walked = 3.0 * 0.01, []
+    for step in range(40):
+        walked.append(rate)
+        if step < 7:
+            rate *= 100 ** (1 / 7)
+        elif step >= 20:
+            rate *= 0.9
+    assert rates(config, num_steps=40, steps=range(40)) == pytest.approx(walked)
+
+
 def test_each_step_has_the_rate_of_its_task_on_the_clock_of_the_run():
     tasks = {
         "a": toy_task("a", learning_rate=0.03, warmup_steps=3),

@@ -20,7 +20,7 @@ from mmtrain import checkpoint, checkpoint_files
 from mmtrain.checkpoint import CheckpointError, Progress
 from mmtrain.engines import EngineConfig, EngineError, build_engine
 from mmtrain.gradients import build_gradients
-from mmtrain.losses import cross_entropy
+from mmtrain.losses import cross_entropy, weight_decay_loss
 from mmtrain.modalities import image
 from mmtrain.models import multimodel, resnet
 from mmtrain.models.model import ModelConfig, TaskSpec, build_model
@@ -205,8 +205,11 @@ def full_disk(layout: str, folder: str) -> dict[str, Any]:
     return {"error": None}
 
 
-def real_model(layout: str) -> dict[str, Any]:
-    """The shipped model on two tasks, one with a decoder; blocks computed again in backward."""
+def real_model(layout: str, decay: str = "0") -> dict[str, Any]:
+    """The shipped model on two tasks, one with a decoder; blocks computed again in backward.
+
+    `decay` is the weight of the decay in the loss.
+    """
     body = multimodel.Config(
         model_dim=16, num_heads=2, encoder_conv_blocks=1, encoder_attention_blocks=1,
         mixer_blocks=1, decoder_blocks=2, num_experts=4, active_experts=2, expert_dim=8,
@@ -237,7 +240,11 @@ def real_model(layout: str) -> dict[str, Any]:
             targets=targets[rows],
         )
         loss = cross_entropy(outputs.logits, targets[rows], label_smoothing=0.1)
-        engine.backward(loss.total / targets.numel() + outputs.auxiliary_loss)
+        share = loss.total / targets.numel() + outputs.auxiliary_loss
+        if float(decay):
+            decayed = weight_decay_loss(model.trained_by(task), weight=float(decay))
+            share = share + decayed / engine.world_size
+        engine.backward(share)
         total = loss.total.detach()
         if engine.world_size > 1:
             dist.all_reduce(total)

@@ -59,7 +59,7 @@ def one(folder):
     jobs += [f"straight,{layout},{micros},30" for layout in ZERO for micros in (1, 3)]
     jobs += ["projected,torch+sgd", "projected,zero1"]
     jobs += [f"straight,torch+{kind},3,12" for kind in ("sgd", "stale")] + ["momenta,torch+sgd"]
-    jobs += ["real_model,torch", "real_model,zero3"]
+    jobs += ["real_model,torch", "real_model,zero3", "real_model,torch,30"]
     jobs += ["straight,torch_bf16,2,12", "straight,zero1_bf16,1,12", "straight,torch_bf16,1,12"]
     return run_group(folder / "one", world_size=1, jobs=jobs)[0]
 
@@ -76,6 +76,7 @@ def two(folder):
     jobs += [f"poison,{layout}" for layout in POISONED]
     jobs += [f"save,{layout},{folder / layout}" for layout in SAVED]
     jobs += ["real_model,zero2_ep2", "real_model,zero3"]
+    jobs += ["real_model,zero2,30", "real_model,zero2_ep2,30"]
     jobs += [f"full_disk,zero1,{folder / 'full'}"]
     return run_group(folder / "two", world_size=2, jobs=jobs)
 
@@ -134,6 +135,13 @@ def test_the_shipped_model_trains_the_same_in_all_layouts(one, two):
     assert furthest(one["real_model,zero3"], plain) < 1e-4
     assert furthest(two[0]["real_model,zero2_ep2"], plain) < 1e-4
     assert furthest(two[0]["real_model,zero3"], plain) < 1e-4
+
+
+@pytest.mark.parametrize("layout", ["zero2", "zero2_ep2"])
+def test_decay_in_the_loss_is_the_same_in_all_layouts(one, two, layout):
+    plain = one["real_model,torch,30"]
+    assert furthest(plain, one["real_model,torch"]) > 1e-3
+    assert furthest(two[0][f"real_model,{layout},30"], plain) < 1e-4
 
 
 def test_bf16_agrees_between_engines_to_its_rounding(one, two):

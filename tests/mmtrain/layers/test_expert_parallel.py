@@ -1,7 +1,9 @@
 """Experts divided over two processes compute what one process with all of them computes."""
 
 from pathlib import Path
+from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -9,6 +11,7 @@ from torch.testing import assert_close
 
 from mmtrain.layers.moe import MoE
 from mmtrain.layers.units import gated
+from mmtrain.losses import weight_decay_loss
 
 RANKS, EXPERTS, DIM = 2, 4, 6
 
@@ -48,12 +51,15 @@ def run_rank(rank: int, folder: str) -> None:
     values = moe(x_BLD, torch.ones(*x_BLD.shape[:2], 1)).values_BLD
     values.square().sum().backward()
     moe(x_BLD, torch.zeros(*x_BLD.shape[:2], 1) if rank == 0 else torch.ones(*x_BLD.shape[:2], 1))
+    share = weight_decay_loss(moe.parameters(), weight=3.0) / RANKS
     found = {
         **masked_pass(moe, x_BLD.detach()),
         "values": values.detach(),
         "x": x_BLD.grad,
         "w_in": moe.experts.w_in.grad,
         "w_out": moe.experts.w_out.grad,
+        "decay": share.detach(),
+        "decayed": torch.autograd.grad(share, moe.experts.w_in)[0],
         "first": moe.experts.w_in.first_expert,
         "held": moe.experts.w_in.shape[0],
     }
@@ -61,12 +67,26 @@ def run_rank(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def test_sharded_experts_give_the_same_outputs_and_gradients(tmp_path):
-    mp.spawn(run_rank, args=(str(tmp_path),), nprocs=RANKS)
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory) -> list[dict[str, Any]]:
+    """What each of the processes found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(run_rank, args=(str(folder),), nprocs=RANKS)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
+
+
+def test_decay_in_the_loss_does_not_depend_on_where_experts_are(ranks):
+    moe = build_moe()
+    whole = weight_decay_loss(moe.parameters(), weight=3.0)
+    assert_close(sum(found["decay"] for found in ranks), whole.detach())
+    grad_EDF = torch.autograd.grad(whole, moe.experts.w_in)[0]  # no other rank adds to a part's
+    assert_close(torch.cat([found["decayed"] for found in ranks]), grad_EDF)
+
+
+def test_sharded_experts_give_the_same_outputs_and_gradients(ranks):
     moe, hidden = build_moe(), torch.zeros(5)
     masked = [masked_pass(build_moe(), rows_of(rank)) for rank in range(RANKS)]
-    for rank in range(RANKS):
-        found = torch.load(tmp_path / f"{rank}.pt")
+    for rank, found in enumerate(ranks):
         x_BLD = rows_of(rank).requires_grad_()
         values = moe(x_BLD, torch.ones(*x_BLD.shape[:2], 1)).values_BLD
         values.square().sum().backward()  # experts' gradients of both ranks add up
@@ -80,5 +100,5 @@ def test_sharded_experts_give_the_same_outputs_and_gradients(tmp_path):
     both = sum(parts["hidden"] for parts in masked)  # each rank has that of its own experts
     assert_close(hidden, both, atol=1e-4, rtol=1e-5)
     for name in ("w_in", "w_out"):
-        sharded = torch.cat([torch.load(tmp_path / f"{rank}.pt")[name] for rank in range(RANKS)])
+        sharded = torch.cat([found[name] for found in ranks])
         assert_close(sharded, getattr(moe.experts, name).grad, atol=1e-5, rtol=1e-5)

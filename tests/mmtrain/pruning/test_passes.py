@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from mmtrain.layers.units import UnitGate
-from mmtrain.losses import task_loss
+from mmtrain.losses import task_loss, weight_decay_loss
 from mmtrain.models import resnet
 from mmtrain.objective import count_targets, micro_loss
 from mmtrain.pruning.config import PruningConfig
@@ -161,6 +161,15 @@ def test_masks_learn_at_their_own_rate_and_do_not_decay():
     decays = {group["owner"]: group["weight_decay"] for group in run.engine._optimizer.param_groups}
     assert decays["masks"] == 0.0
     assert decays["body/blocks"] == 0.01
+
+
+def test_masks_do_not_decay_in_the_loss_either():
+    model = model_of(recipe_of())
+    plain = weight_decay_loss(model.trained_by("shape"), weight=3.0)
+    Passes.build(recipe_of(), model)
+    masked = weight_decay_loss(model.trained_by("shape"), weight=3.0)
+    assert "masks" in model.owners("shape")
+    assert torch.equal(plain, masked)
 
 
 def test_a_task_in_no_subtask_trains_whole_and_leaves_masks_alone():
