@@ -185,9 +185,7 @@ def test_run_folder_in_use_is_refused_without_resume(straight, recipe, data_dir)
 
 def test_recipe_of_another_model_than_the_checkpoints_is_refused(straight, recipe, data_dir):
     other = override(recipe, ["model.body.model_dim=16"])
-    with pytest.raises(
-        RecipeError, match=r"another model\.body\.model_dim: 32, the recipe says 16"
-    ):
+    with pytest.raises(RecipeError, match=r"another model\.body\.model_dim: 32, the"):
         train(other, out=straight, data_dir=data_dir, resume=True)
 
 
