@@ -95,7 +95,7 @@ def write_whole(path: Path, data: bytes | str) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _sync_folder(path.parent)
+        sync(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)  # first: it would take what room is left
         raise write_error(error, path, needed_bytes=len(content)) from error
@@ -104,13 +104,34 @@ def write_whole(path: Path, data: bytes | str) -> None:
         raise
 
 
-def _sync_folder(folder: Path) -> None:
-    """Else a power cut may lose a name that was just given."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Puts a file's contents, or the names in a folder, beyond the reach of a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def replace_folder(part: Path, folder: Path) -> None:
+    """Moves a finished folder of files to its place; what was there goes when the new one is.
+
+    Raises:
+        OSError: it cannot; what was there is there again.
+    """
+    for path in (*part.iterdir(), part):
+        sync(path)
+    old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
+    if folder.exists():
+        folder.rename(old)
+    try:
+        part.rename(folder)
+        sync(folder.parent)
+    except OSError:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_error(error: OSError, path: Path, *, needed_bytes: int) -> FileWriteError:

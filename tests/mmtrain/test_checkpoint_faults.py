@@ -5,8 +5,6 @@ import json
 import logging
 import os
 import re
-import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -20,11 +18,13 @@ from mmtrain.checkpoint_files import file_facts
 from mmtrain.checkpoint_manifest import to_manifest
 from mmtrain.engines import EngineConfig, EngineError, build_engine
 from pipelines import files
+from tests.mmtrain.small_disk import free_bytes, small_disk
 
 sys.path.insert(0, str(Path(__file__).parent / "engines"))
 from toy import SGD, ToyModel, toy_model, train
 
 WEIGHTS = "weights-00000-00000.safetensors"
+__all__ = ["small_disk"]  # a fixture
 NAMES = ("manifest.json", "part-00000.json", WEIGHTS)
 
 
@@ -281,20 +281,6 @@ def test_a_manifest_nested_without_end_is_passed_over(saved, newest, caplog):
 # ---- full disks
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of 256 KiB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", folder], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"a file system cannot be mounted: {mounted.stderr.decode().strip()}")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
-
-
 def wide_engine(width):
     return engine_of(ToyModel(width=width))
 
@@ -317,10 +303,6 @@ def test_a_full_disk_is_left_as_it_was_and_the_checkpoint_before_stands(small_di
     assert sorted(small_disk.rglob("*")) == before
     assert free_bytes(small_disk) == free
     assert latest(small_disk) == ref
-
-
-def free_bytes(folder):
-    return shutil.disk_usage(folder).free
 
 
 def test_a_file_that_does_not_fit_leaves_no_bytes_and_the_old_one(small_disk):
