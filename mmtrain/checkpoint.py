@@ -6,70 +6,47 @@ carries the run's progress. Nothing is pickled, and nothing says how many ranks 
 were to be: any number of them, any ZeRO stage and any `ep_size` can load it.
 """
 
-import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
-from safetensors import SafetensorError
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from mmtrain.checkpoint_files import (
     MANIFEST,
-    SCHEMA,
     CheckpointError,
+    CheckpointRef,
     file_facts,
     folder_name,
     folder_names,
-    from_manifest,
-    get_checked,
     get_manifest,
+    has_manifest,
     open_folder,
     put,
     sha256,
     to_json,
-    to_manifest,
 )
+from mmtrain.checkpoint_manifest import (
+    SCHEMA,
+    Progress,
+    from_part,
+    part_name,
+    to_manifest,
+    weights_name,
+)
+from mmtrain.checkpoint_ranks import Member, from_rank_0, read_by_all, same_on_all, together
+from mmtrain.checkpoint_read import check_all, open_manifest, read_states
 from mmtrain.engines import Engine, ParameterState
+from mmtrain.engines.pieces import average_buffers
+from pipelines.errors import MMTrainError
 
 logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 256 * 2**20  # of one file: what a rank holds in memory while it writes or reads
-
-
-@dataclass(frozen=True, slots=True)
-class CheckpointRef:
-    """A complete checkpoint. `digest` is the SHA-256 of its manifest, which lists all else."""
-
-    uri: str
-    step: int
-    digest: str
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is: all that a resumed run needs beside the parameters.
-
-    Args:
-        step: optimizer steps taken; the next one has this number.
-        cursors: global batches taken of each task.
-        recipe: the run's recipe as JSON.
-        run_id: MLflow run that a resumed run goes on in.
-        mixing: what an adaptive schedule knows, a `Mixing` as JSON; else empty.
-    """
-
-    step: int
-    cursors: Mapping[str, int] = field(default_factory=dict)
-    recipe: str = ""
-    run_id: str = ""
-    mixing: Mapping[str, Any] = field(default_factory=dict)
 
 
 # ---- saving
@@ -87,17 +64,24 @@ def save(
         keep: newest checkpoints to keep, this one counted; older ones go. None: all stay.
 
     Raises:
-        CheckpointError: a rank could not write; no manifest was written, so nothing was published.
+        CheckpointError: a rank could not write; nothing was published, and what was written goes.
     """
     filesystem, root = open_folder(folder)
     name = _new_name(filesystem, root, step=progress.step, engine=engine)
     path = f"{root}/{name}"
-    _together(engine, lambda: filesystem.makedirs(path, exist_ok=True), path=path)
-    _save_part(filesystem, path, engine=engine)
-    digest = _publish(filesystem, path, engine=engine, progress=progress)
+    try:
+        together(engine, lambda: filesystem.makedirs(path, exist_ok=True), doing=f"make {path}")
+        _save_part(filesystem, path, engine=engine)
+        digest = _publish(filesystem, path, engine=engine, progress=progress)
+    except CheckpointError:
+        if engine.rank == 0:  # every rank has stopped writing; on a full disk the room is needed
+            _remove(filesystem, path)
+        raise
+    if engine.world_size > 1:  # as a resumed run has them on every rank: both are then one run
+        average_buffers(engine.model)
     if engine.rank == 0:
         if keep is not None:
-            _remove_old(filesystem, root, keep=keep)
+            _remove_others(filesystem, root, keep=keep, newest=name)
         logger.info("saved %s", path)
     return CheckpointRef(filesystem.unstrip_protocol(path), progress.step, digest)
 
@@ -107,32 +91,32 @@ def _new_name(filesystem: Any, root: str, *, step: int, engine: Engine) -> str:
     attempt = 0
     while engine.rank == 0 and filesystem.exists(f"{root}/{folder_name(step, attempt)}"):
         attempt += 1
-    return folder_name(step, int(_from_rank_0(engine, torch.tensor([attempt]))))
+    return folder_name(step, from_rank_0(engine, attempt))
 
 
 def _save_part(filesystem: Any, path: str, *, engine: Engine) -> None:
     """This rank's entries in files of at most SHARD_BYTES or one entry, and their index."""
-    rank, files = engine.rank, {}
-    failure: OSError | None = None
+    rank, files, num_tensors = engine.rank, {}, 0
+    failure: OSError | MMTrainError | None = None
     shards = _shards(engine.parameter_states())
     for number, (tensors, steps) in enumerate(shards):
         if failure is not None:
             continue  # the other ranks' entries need this rank to the end
         try:
             data = save_tensors(tensors, metadata={"steps": json.dumps(steps)})
-            name = f"weights-{rank:05d}-{number:05d}.safetensors"
+            name = weights_name(rank, number)
             files[name] = put(filesystem, f"{path}/{name}", data)
-        except OSError as error:
+            num_tensors += len(tensors)
+        except (OSError, MMTrainError) as error:
             failure = error
 
     def finish() -> None:
         if failure is not None:
             raise failure
-        name = f"rng-{rank:05d}.safetensors"
-        files[name] = put(filesystem, f"{path}/{name}", save_tensors(_rng_states(engine)))
-        put(filesystem, f"{path}/part-{rank:05d}.json", to_json({"files": files}))
+        index = to_json({"files": files, "tensors": num_tensors})
+        put(filesystem, f"{path}/{part_name(rank)}", index)
 
-    _together(engine, finish, path=path)
+    together(engine, finish, doing=f"write its part of {path}")
 
 
 def _shards(
@@ -157,79 +141,125 @@ def _shards(
 
 def _publish(filesystem: Any, path: str, *, engine: Engine, progress: Progress) -> str:
     """Rank 0 writes the manifest from all ranks' indexes. Returns its digest, on all ranks."""
-    digest = bytearray(32)
 
-    def write() -> None:
+    def write() -> str:
         if engine.rank != 0:
-            return
+            return ""
         files: dict[str, Any] = {}
+        num_tensors = 0
         for rank in range(engine.world_size):
-            name = f"part-{rank:05d}.json"
+            name = part_name(rank)
             data = filesystem.cat_file(f"{path}/{name}")
+            index = from_part(data, path=f"{path}/{name}")
             files[name] = file_facts(data)
-            files |= json.loads(data)["files"]
+            files |= {file: facts.model_dump() for file, facts in index.files.items()}
+            num_tensors += index.tensors or 0
         body = {
             "schema": SCHEMA,
             "world_size": engine.world_size,
             "progress": asdict(progress),
             "files": files,
+            "tensors": num_tensors,
         }
         manifest = to_manifest(body)
         put(filesystem, f"{path}/{MANIFEST}", manifest)
-        digest[:] = hashlib.sha256(manifest).digest()
+        return sha256(manifest)
 
-    _together(engine, write, path=path)
-    received = _from_rank_0(engine, torch.tensor(list(digest)))
-    return bytes(received.tolist()).hex()
+    return from_rank_0(engine, together(engine, write, doing=f"publish {path}"))
 
 
-def _rng_states(engine: Engine) -> dict[str, Tensor]:
-    states = {"cpu": torch.get_rng_state()}
-    if engine.device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(engine.device)
-    return states
+def _remove_others(filesystem: Any, root: str, *, keep: int, newest: str) -> None:
+    """Leaves `newest` and the finished checkpoints before it, `keep` in all.
+
+    Those after `newest` were passed over when the run was resumed: they could not be used, and
+    what the run has done since is not in them.
+    """
+    names = folder_names(filesystem, root)
+    before = names[names.index(newest) :]
+    finished = [name for name in before if filesystem.exists(f"{root}/{name}/{MANIFEST}")]
+    for name in names:
+        if name not in finished[:keep]:
+            if name not in before:
+                logger.warning("removing %s/%s: the run went on from before it", root, name)
+            _remove(filesystem, f"{root}/{name}")
 
 
-def _remove_old(filesystem: Any, root: str, *, keep: int) -> None:
-    """Removes all but the newest `keep` complete checkpoints, and torn ones older than those."""
-    kept = 0
-    for name in folder_names(filesystem, root):
-        if kept >= keep:
-            path = f"{root}/{name}"
-            if filesystem.exists(f"{path}/{MANIFEST}"):
-                filesystem.rm_file(f"{path}/{MANIFEST}")  # first: never half there
+def _remove(filesystem: Any, path: str) -> None:
+    """Removes a checkpoint, its manifest first: it is never half there. What stays is told."""
+    try:
+        if filesystem.exists(f"{path}/{MANIFEST}"):
+            filesystem.rm_file(f"{path}/{MANIFEST}")
+        if filesystem.exists(path):
             filesystem.rm(path, recursive=True)
-        elif filesystem.exists(f"{root}/{name}/{MANIFEST}"):
-            kept += 1
+    except OSError as error:
+        logger.warning("%s could not be removed: %s", path, error)
 
 
 # ---- finding and loading
 
 
 def latest(folder: str | Path) -> CheckpointRef | None:
-    """The newest checkpoint whose every file is as it was written; None if there is none.
+    """The newest checkpoint whose every file is as it was written; None if none was finished.
 
-    One that has no manifest was never finished, and is passed over; one that is damaged is passed
-    over with a warning that names the file.
+    One that has no manifest was never finished, and is passed over; so is one that is damaged or
+    cannot be read, each with a warning that says why.
+
+    Raises:
+        CheckpointError: there are finished ones and none can be used; a run that began anew
+            beside them would be taken for what they were of.
+        FileReadError: the folder cannot be listed.
     """
     filesystem, root = open_folder(folder)
+    failures: list[MMTrainError] = []
     for name in folder_names(filesystem, root):
         path = f"{root}/{name}"
-        if not filesystem.exists(f"{path}/{MANIFEST}"):
+        try:
+            if has_manifest(filesystem, path):
+                return check_all(filesystem, path)
             logger.warning(
                 "%s has no %s: it was not finished; trying the one before", path, MANIFEST
             )
-            continue
-        try:
-            data = get_manifest(filesystem, path)
-            step = from_manifest(data, path=path)["progress"]["step"]
-            ref = CheckpointRef(filesystem.unstrip_protocol(path), step, sha256(data))
-            verify(ref)
-        except CheckpointError as error:
-            logger.warning("%s; trying the one before", error)
-        else:
-            return ref
+        except MMTrainError as error:
+            failures.append(error)
+            logger.warning("%s is passed over: %s; trying the one before", path, error)
+    if failures:
+        raise CheckpointError(
+            f"no checkpoint in {root} can be used; the newest: {failures[0]}. Mend that, or give "
+            "another --out to begin anew"
+        )
     return None
+
+
+def agree(folder: str | Path, *, member: Member) -> CheckpointRef | None:
+    """The newest checkpoint in the eyes of rank 0, the same on all ranks, which call together.
+
+    Rank 0 reads and checks all files; the other ranks read the manifest alone.
+
+    Args:
+        folder: of all checkpoints of the run, as this rank sees it.
+        member: this process.
+
+    Raises:
+        CheckpointError: on all ranks: rank 0 finds none that can be used, or another rank sees
+            something else in its place; names rank, step and both digests.
+    """
+    chosen = from_rank_0(
+        member,
+        together(
+            member, lambda: latest(folder) if member.rank == 0 else None, doing="find a checkpoint"
+        ),
+    )
+    if chosen is None:
+        return None
+    filesystem, root = open_folder(folder)
+    path = f"{root}/{chosen.uri.rsplit('/', 1)[-1]}"
+    same_on_all(
+        member,
+        lambda: sha256(get_manifest(filesystem, path)),
+        expected=chosen.digest,
+        what=f"the {MANIFEST} of step {chosen.step} in {root}",
+    )
+    return CheckpointRef(filesystem.unstrip_protocol(path), chosen.step, chosen.digest)
 
 
 def verify(ref: CheckpointRef) -> None:
@@ -237,9 +267,10 @@ def verify(ref: CheckpointRef) -> None:
 
     Raises:
         CheckpointError: names the file that is missing or changed.
+        FileReadError: a file cannot be read.
     """
-    for name, facts in _read_manifest(ref)["files"].items():
-        _read_file(ref, name, facts=facts)
+    if check_all(*open_folder(ref.uri)).digest != ref.digest:
+        raise CheckpointError(f"{ref.uri}/{MANIFEST} has changed since it was opened")
 
 
 def read_progress(ref: CheckpointRef) -> Progress:
@@ -248,7 +279,7 @@ def read_progress(ref: CheckpointRef) -> Progress:
     Raises:
         CheckpointError: the manifest is missing or changed.
     """
-    return Progress(**_read_manifest(ref)["progress"])
+    return open_manifest(ref).progress
 
 
 def states(ref: CheckpointRef) -> Iterator[ParameterState]:
@@ -256,90 +287,21 @@ def states(ref: CheckpointRef) -> Iterator[ParameterState]:
 
     Raises:
         CheckpointError: names the file that is missing or changed.
+        FileReadError: a file cannot be read.
     """
-    for name, facts in _read_manifest(ref)["files"].items():
-        if name.startswith("weights-"):
-            yield from _states_of_file(_read_file(ref, name, facts=facts), path=f"{ref.uri}/{name}")
+    yield from read_states(ref, open_manifest(ref))
 
 
 def restore(ref: CheckpointRef, *, engine: Engine) -> Progress:
-    """Loads parameters, moments, step counts and, on as many ranks as saved it, random states.
+    """Loads parameters, moments and step counts. All ranks call this together.
 
-    All ranks call this together.
+    Nothing random is restored: what a step draws is keyed by (seed, step, rank), see `ranks.py`.
 
     Raises:
-        CheckpointError: a file is missing or changed.
+        CheckpointError: on all ranks: a rank finds a file missing or changed, or cannot read it.
         EngineError: the checkpoint is of another model.
     """
-    manifest = _read_manifest(ref)
-    engine.load_parameter_states(states(ref))
-    if manifest["world_size"] == engine.world_size:
-        name = f"rng-{engine.rank:05d}.safetensors"
-        saved = load_tensors(_read_file(ref, name, facts=manifest["files"][name]))
-        torch.set_rng_state(saved["cpu"])
-        if "cuda" in saved and engine.device.type == "cuda":
-            torch.cuda.set_rng_state(saved["cuda"], engine.device)
-    return Progress(**manifest["progress"])
-
-
-def _states_of_file(data: bytes, *, path: str) -> Iterator[ParameterState]:
-    try:
-        tensors = load_tensors(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        steps = json.loads(header["__metadata__"]["steps"])
-    except (SafetensorError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path} is not a checkpoint's file: {error}") from error
-    by_entry: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        entry, _, key = name.rpartition("/")
-        by_entry.setdefault(entry, {})[key] = tensor
-    for entry, held in by_entry.items():
-        yield ParameterState(entry, held, steps[entry])
-
-
-def _read_manifest(ref: CheckpointRef) -> dict[str, Any]:
-    filesystem, path = open_folder(ref.uri)
-    data = get_manifest(filesystem, path)
-    if sha256(data) != ref.digest:
-        raise CheckpointError(f"{path}/{MANIFEST} has changed since it was opened")
-    return from_manifest(data, path=path)
-
-
-def _read_file(ref: CheckpointRef, name: str, *, facts: Mapping[str, Any]) -> bytes:
-    filesystem, path = open_folder(ref.uri)
-    return get_checked(filesystem, f"{path}/{name}", facts=facts)
-
-
-# ---- ranks
-
-
-def _together(engine: Engine, act: Callable[[], object], *, path: str) -> None:
-    """Every rank acts; if one fails to write, all raise. No rank is left waiting.
-
-    Raises:
-        CheckpointError: this rank, or another one, could not write.
-    """
-    failure: OSError | None = None
-    try:
-        act()
-    except OSError as error:
-        failure = error
-    if engine.world_size > 1:
-        failed = torch.tensor([failure is not None], dtype=torch.int32, device=engine.device)
-        dist.all_reduce(failed)
-        if failure is None and int(failed):
-            raise CheckpointError(f"{path}: another rank could not write its part; see its log")
-    if failure is not None:
-        raise CheckpointError(
-            f"{path}: rank {engine.rank} could not write: {failure}; make room or choose another "
-            f"folder with --out"
-        ) from failure
-
-
-def _from_rank_0(engine: Engine, value: Tensor) -> Tensor:
-    """Rank 0's value, on all ranks."""
-    if engine.world_size == 1:
-        return value
-    shared = value.to(engine.device)
-    dist.broadcast(shared, src=0)
-    return shared.cpu()
+    doing = f"read step {ref.step}, whose manifest has digest {ref.digest[:12]}"
+    manifest = together(engine, lambda: open_manifest(ref), doing=doing)
+    engine.load_parameter_states(read_by_all(engine, read_states(ref, manifest), doing=doing))
+    return manifest.progress

@@ -1,30 +1,34 @@
-"""Files of a checkpoint: written whole or not at all, and checked when they are read.
-
-The manifest proves itself: it holds the digest of its own body and must be, byte for byte, what
-writing that body gives. All other files are proved by the manifest.
-"""
+"""Files of a checkpoint: where they lie, written whole or not at all, checked when read."""
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import fsspec
 
 from pipelines.errors import MMTrainError
+from pipelines.files import FileReadError, FileWriteError, os_reason, read_retried, write_whole
 
-SCHEMA = 1
 MANIFEST = "manifest.json"
 MAX_JSON_BYTES = 64 * 2**20
 FOLDER_NAME = re.compile(r"step-(\d{9})(?:-(\d+))?")
-FILE_NAME = re.compile(r"(weights|rng|part)-\d{5}(-\d{5})?\.(safetensors|json)")
 
 
 class CheckpointError(MMTrainError):
     """A checkpoint cannot be written, or is not what was written; names the file."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRef:
+    """A complete checkpoint. `digest` is the SHA-256 of its manifest, which lists all else."""
+
+    uri: str
+    step: int
+    digest: str
 
 
 def open_folder(folder: str | Path) -> tuple[Any, str]:  # fsspec has no types
@@ -38,38 +42,59 @@ def folder_name(step: int, attempt: int) -> str:
     return f"step-{step:09d}" + (f"-{attempt}" if attempt else "")
 
 
+def folder_step(path: str) -> int | None:
+    """The step that a folder is named by; None: it has no checkpoint's name."""
+    found = FOLDER_NAME.fullmatch(path.rsplit("/", 1)[-1])
+    return int(found[1]) if found else None
+
+
 def folder_names(filesystem: Any, root: str) -> list[str]:
-    """Checkpoint folders under `root`, newest first, finished or not."""
+    """Checkpoint folders under `root`, newest first, finished or not.
+
+    Raises:
+        FileReadError: `root` is there and cannot be listed.
+    """
     filesystem.invalidate_cache()
-    if not filesystem.exists(root):
+    try:
+        paths = read_retried(lambda: filesystem.ls(root, detail=False), path=root)
+    except FileNotFoundError:
         return []
-    found = [path.rstrip("/").rsplit("/", 1)[-1] for path in filesystem.ls(root, detail=False)]
+    found = [path.rstrip("/").rsplit("/", 1)[-1] for path in paths]
     names = {name: match for name in found if (match := FOLDER_NAME.fullmatch(name))}
     order = {name: (int(match[1]), int(match[2] or 0)) for name, match in names.items()}
     return sorted(order, key=lambda name: order[name], reverse=True)
 
 
 def put(filesystem: Any, path: str, data: bytes) -> dict[str, Any]:
-    """Writes a file whole or not at all. Returns its facts: size and digest."""
+    """Writes a file whole or not at all. Returns its facts: size and digest.
+
+    Raises:
+        FileWriteError: it cannot be written; nothing of it is left.
+    """
     if "file" in filesystem.protocol:
-        _write_local(Path(path), data)
+        write_whole(Path(path), data)
     else:
-        filesystem.pipe_file(path, data)  # an object store shows an object when it is complete
+        try:
+            filesystem.pipe_file(path, data)  # an object store shows an object when it is complete
+        except OSError as error:
+            raise FileWriteError(
+                f"{path} of {len(data):,} bytes cannot be written: {os_reason(error)}"
+            ) from error
     return file_facts(data)
 
 
-def _write_local(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
+def has_manifest(filesystem: Any, path: str) -> bool:
+    """Whether a checkpoint was finished.
+
+    Raises:
+        FileReadError: that cannot be told.
+    """
+    place = f"{path}/{MANIFEST}"
     try:
-        os.fsync(folder)  # else a power cut may lose the name
-    finally:
-        os.close(folder)
+        read_retried(lambda: filesystem.info(place), path=place)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def get_checked(filesystem: Any, path: str, *, facts: Mapping[str, Any]) -> bytes:
@@ -77,12 +102,9 @@ def get_checked(filesystem: Any, path: str, *, facts: Mapping[str, Any]) -> byte
 
     Raises:
         CheckpointError: the file is missing, or of another size or digest.
+        FileReadError: it cannot be read.
     """
-    try:
-        size = filesystem.size(path)
-        data = filesystem.cat_file(path) if size == facts["bytes"] else b""
-    except FileNotFoundError:
-        raise CheckpointError(f"{path} is missing") from None
+    size, data = _read(filesystem, path, max_bytes=facts["bytes"])
     if size != facts["bytes"] or file_facts(data) != facts:
         raise CheckpointError(
             f"{path} has changed: {size} bytes of SHA-256 {sha256(data)[:12]}, "
@@ -96,41 +118,28 @@ def get_manifest(filesystem: Any, path: str) -> bytes:
 
     Raises:
         CheckpointError: there is none, or it is too large to be one.
+        FileReadError: it cannot be read.
     """
-    try:
-        size = filesystem.size(f"{path}/{MANIFEST}")
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}/{MANIFEST} is missing: it was not finished") from None
+    size, data = _read(filesystem, f"{path}/{MANIFEST}", max_bytes=MAX_JSON_BYTES)
     if size > MAX_JSON_BYTES:
         raise CheckpointError(f"{path}/{MANIFEST} is damaged: {size} bytes")
-    return filesystem.cat_file(f"{path}/{MANIFEST}")
+    return data
 
 
-def to_manifest(body: Mapping[str, Any]) -> bytes:
-    """The manifest of a body, as `from_manifest` reads it."""
-    return to_json({"body": body, "sha256": sha256(to_json(body))})
+def _read(filesystem: Any, path: str, *, max_bytes: int) -> tuple[int, bytes]:
+    """A plain file's size, and its bytes; of one that is larger than `max_bytes` none are read."""
 
+    def read() -> tuple[int, bytes]:
+        found = filesystem.info(path)
+        if found["type"] != "file":  # a pipe would be waited for, a device never ends
+            raise FileReadError(path, f"it is no file but a {found['type']}")
+        size = int(found["size"])
+        return size, filesystem.cat_file(path) if size <= max_bytes else b""
 
-def from_manifest(data: bytes, *, path: str) -> dict[str, Any]:
-    """The body of a manifest, checked: its own digest, its schema, and the names in it.
-
-    Raises:
-        CheckpointError: one of these is wrong; `path` is named.
-    """
     try:
-        outer = json.loads(data)
-        body: dict[str, Any] = outer["body"]
-        whole = data == to_manifest(body)
-    except (ValueError, KeyError, TypeError):
-        whole, body = False, {}
-    if not whole:
-        raise CheckpointError(f"{path}/{MANIFEST} is damaged: its digest does not fit its text")
-    if body["schema"] != SCHEMA:
-        raise CheckpointError(f"{path}/{MANIFEST} has schema {body['schema']}, this is {SCHEMA}")
-    for name in body["files"]:
-        if not FILE_NAME.fullmatch(name):
-            raise CheckpointError(f"{path}/{MANIFEST} lists {name!r}, which no checkpoint holds")
-    return body
+        return read_retried(read, path=path)
+    except FileNotFoundError:
+        raise CheckpointError(f"{path} is missing") from None
 
 
 def file_facts(data: bytes) -> dict[str, Any]:

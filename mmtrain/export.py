@@ -36,7 +36,9 @@ from mmtrain.pruning.attach import masked_model_with
 from mmtrain.pruning.config import PruningConfig
 from pipelines import modalities
 from pipelines.errors import MMTrainError, first_problem
+from pipelines.files import read_retried, replace_folder, write_error
 from pipelines.modalities import Feature
+from pipelines.shards import file_digest
 from pipelines.task import Task
 from pipelines.vocabulary import Vocabulary
 
@@ -214,12 +216,14 @@ def save_bundle(
 
     Returns:
         `folder`.
+
+    Raises:
+        BundleError: it cannot be written; nothing of it is left, and what was there stands.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     part = folder.with_name(f".{folder.name}.{os.getpid()}")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
     try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
         save_file(_apart(state), part / WEIGHTS)
         if vocabulary is not None:
             vocabulary.save(part / VOCABULARY)
@@ -232,7 +236,12 @@ def save_bundle(
             files={path.name: _describe(path) for path in sorted(part.iterdir())},  # type: ignore[misc]  # names just written
         )
         (part / CARD).write_text(card.model_dump_json(indent=1) + "\n", encoding="utf-8")
-        _replace(part, folder)
+        replace_folder(part, folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)  # first: it would take what room is left
+        size = sum(tensor.nbytes for tensor in state.values())
+        told = error if isinstance(error, OSError) else OSError(str(error))
+        raise BundleError(str(write_error(told, folder, needed_bytes=size))) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder
@@ -249,8 +258,14 @@ def load_bundle(folder: Path) -> Bundle:
         _check(folder / name, expected)
     try:
         state = load_file(folder / WEIGHTS)
-    except SafetensorError as error:
+    except (OSError, SafetensorError) as error:
         raise BundleError(f"{folder / WEIGHTS} cannot be read: {error}") from None
+    size = sum(tensor.numel() for tensor in state.values())
+    if size != card.num_parameters:
+        raise BundleError(
+            f"{folder / WEIGHTS} holds {size} numbers, {CARD} says {card.num_parameters}; "
+            "export the model again"
+        )
     vocabulary = Vocabulary.load(folder / VOCABULARY) if VOCABULARY in card.files else None
     return Bundle(card, state, vocabulary, digest)
 
@@ -266,7 +281,7 @@ def load_card(folder: Path) -> tuple[Card, str]:
         raise BundleError(f"no bundle at {folder}: it has no {CARD}; `mmtrain train` writes one")
     if path.stat().st_size > _MAX_CARD_BYTES:
         raise BundleError(f"{path} has {path.stat().st_size} bytes, at most {_MAX_CARD_BYTES}")
-    contents = path.read_bytes()
+    contents = read_retried(path.read_bytes, path=path)
     try:
         card = Card.model_validate_json(contents)
     except ValidationError as error:
@@ -274,9 +289,17 @@ def load_card(folder: Path) -> tuple[Card, str]:
         raise BundleError(f"{path} is not a card that this version reads: {problem}") from None
     model = filled(card.model, card.tasks, is_saved=True)
     card = card.model_copy(update={"model": model})
-    if WEIGHTS not in card.files:
-        raise BundleError(f"{path} lists no {WEIGHTS}; export the model again")
+    needed = [WEIGHTS, VOCABULARY] if _has_text(card) else [WEIGHTS]
+    for name in needed:
+        if name not in card.files:
+            raise BundleError(f"{path} lists no {name}; export the model again")
     return card, hashlib.sha256(contents).hexdigest()
+
+
+def _has_text(card: Card) -> bool:
+    """Whether a task's texts need the vocabulary."""
+    features = [f for task in card.tasks.values() for f in (task.inputs, task.targets)]
+    return any(hasattr(modalities.load(feature.modality), "text_of") for feature in features)
 
 
 def find_bundle(path: Path) -> Path:
@@ -310,9 +333,7 @@ def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _describe(path: Path) -> BundleFile:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return BundleFile(num_bytes=path.stat().st_size, digest=digest)
+    return BundleFile(num_bytes=path.stat().st_size, digest=file_digest(path))
 
 
 def _check(path: Path, expected: BundleFile) -> None:
@@ -325,14 +346,3 @@ def _check(path: Path, expected: BundleFile) -> None:
         raise BundleError(f"{path} has {size} bytes, written {expected.num_bytes}; it changed")
     if _describe(path).digest != expected.digest:
         raise BundleError(f"{path} changed since it was written (SHA-256 differs)")
-
-
-def _replace(part: Path, folder: Path) -> None:
-    """Moves a finished folder to its place; the old one goes only when the new one is whole."""
-    if folder.exists():
-        old = folder.with_name(f".{folder.name}.old.{os.getpid()}")
-        folder.rename(old)
-        part.rename(folder)
-        shutil.rmtree(old)
-    else:
-        part.rename(folder)

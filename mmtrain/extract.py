@@ -31,6 +31,7 @@ from mmtrain.recipe import Recipe
 from mmtrain.runs import BUNDLE, CHECKPOINTS, RECIPE
 from pipelines import modalities
 from pipelines.errors import MMTrainError, UnknownNameError
+from pipelines.files import write_whole
 
 if TYPE_CHECKING:
     from mmtrain.model_registry import ModelVersion
@@ -303,9 +304,7 @@ def save_recipe(recipe: Recipe | None, *, out: Path) -> Path | None:
     if recipe is None:
         path.unlink(missing_ok=True)  # of a model that this one replaces
         return None
-    part = out / f".{RECIPE}"
-    part.write_text(recipe.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_whole(path, recipe.model_dump_json(indent=1) + "\n")
     return path
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from mmtrain.checkpoint import Progress
 from mmtrain.ranks import Ranks, sum_over_ranks
 from mmtrain.recipe import Recipe
+from mmtrain.resume import check_corpora
 from mmtrain.runs import build_plan
 from pipelines.adaptive import Mixing
 from pipelines.batch import Batch
@@ -28,11 +29,15 @@ class Feed:
         manifests: training splits by task.
         ranks: whose part this is.
         start: how far the run is.
+
+    Raises:
+        CorpusError: a split is not the one that `start` counts in.
     """
 
     def __init__(
         self, recipe: Recipe, manifests: dict[str, Manifest], *, ranks: Ranks, start: Progress
     ) -> None:
+        check_corpora(start, manifests)
         self.plan = build_plan(recipe, manifests, ranks=ranks, start=start)
         self._config = recipe.stream
         self._adaptive = recipe.schedule.adaptive if recipe.schedule.name == "adaptive" else None
@@ -76,7 +81,8 @@ class Feed:
     def progress(self, done: int, *, recipe: str, run_id: str) -> Progress:
         """What a run needs to go on after `done` steps."""
         mixing = self._mixing.model_dump(mode="json") if self._adaptive else {}
-        return Progress(done, self.plan.cursors(done), recipe, run_id, mixing)
+        corpora = {task: manifest.digest for task, manifest in self.plan.manifests.items()}
+        return Progress(done, self.plan.cursors(done), recipe, run_id, mixing, corpora)
 
     def _is_due(self, step: int) -> bool:
         return self._adaptive is not None and step > 0 and step % self._adaptive.decide_every == 0

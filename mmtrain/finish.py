@@ -31,6 +31,7 @@ from mmtrain.runlog import (
 from mmtrain.runs import TrainedRun
 from mmtrain.tracking import Tracker, TrackingConfig
 from mmtrain.tradeoff import TRADEOFF, TradeoffPoint, measure_tradeoff
+from pipelines.files import write_whole
 
 REPORT = "report.html"
 
@@ -137,7 +138,7 @@ def _measure_tradeoff(
         return {}
     points = measure_tradeoff(run.bundle, data_dir=data_dir)
     shown = {name: point.to_dict() for name, point in points.items()}
-    (run.out / TRADEOFF).write_text(json.dumps(shown, indent=1) + "\n", encoding="utf-8")
+    write_whole(run.out / TRADEOFF, json.dumps(shown, indent=1) + "\n")
     return points
 
 

@@ -14,7 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from pipelines.errors import MMTrainError
+from pydantic import TypeAdapter, ValidationError
+
+from pipelines.errors import MMTrainError, first_problem
+from pipelines.files import read_retried, write_whole
 
 Event = Mapping[str, Any]  # "kind" and what that kind needs, as JSON
 
@@ -44,15 +47,19 @@ class Journal:
         """Opens the folder's journal; without `resume` a new one, the old set aside.
 
         Raises:
-            JournalError: another process still writes it after `wait_s`.
+            JournalError: another process still writes it after `wait_s`, or its mark is damaged.
         """
         folder.mkdir(parents=True, exist_ok=True)
         lock = _lock(folder / "lock", wait_s=wait_s)
-        if not resume:
-            _set_aside(folder)
-        _cut_torn_line(folder / "events.jsonl")
-        journal = cls(folder, _load_mark(folder), lock)
-        journal.save_mark()
+        try:
+            if not resume:
+                _set_aside(folder)
+            _cut_torn_line(folder / "events.jsonl")
+            journal = cls(folder, _load_mark(folder), lock)
+            journal.save_mark()
+        except BaseException:
+            os.close(lock)
+            raise
         return journal
 
     def append(self, event: Event) -> None:
@@ -75,9 +82,7 @@ class Journal:
 
     def save_mark(self) -> None:
         """Writes the mark, whole or not at all."""
-        temporary = self._folder / ".mark"
-        temporary.write_text(json.dumps(asdict(self.mark)), encoding="utf-8")
-        temporary.replace(self._folder / "mark.json")
+        write_whole(self._folder / "mark.json", json.dumps(asdict(self.mark)))
 
     def close(self) -> None:
         """Closes the file and lets the next process in."""
@@ -119,7 +124,13 @@ def _cut_torn_line(path: Path) -> None:
 
 
 def _load_mark(folder: Path) -> Mark:
+    path = folder / "mark.json"
     try:
-        return Mark(**json.loads((folder / "mark.json").read_text(encoding="utf-8")))
+        return TypeAdapter(Mark).validate_json(read_retried(path.read_bytes, path=path))
     except FileNotFoundError:
         return Mark(key=uuid.uuid4().hex)
+    except ValidationError as error:
+        raise JournalError(
+            f"{path} is damaged: {first_problem(error)}; remove it, and the journal is sent anew "
+            "from its first line, to a new run in MLflow"
+        ) from None

@@ -37,6 +37,7 @@ from mmtrain.pruning.subset import Subset
 from mmtrain.recipe import Recipe
 from mmtrain.runs import BUNDLE
 from mmtrain.subset_corpora import SubsetCorpora
+from pipelines.files import write_whole
 from pipelines.shards import open_manifest, shard_folder
 
 if TYPE_CHECKING:
@@ -183,7 +184,7 @@ def prune(
         recipe=save_recipe(_recipe(opened.recipe, pruner, subset, model=model), out=out),
         corpora=narrowed,
     )
-    (out / COMPARISON).write_text(json.dumps(pruned.to_dict(), indent=1) + "\n", encoding="utf-8")
+    write_whole(out / COMPARISON, json.dumps(pruned.to_dict(), indent=1) + "\n")
     logger.info("cut %s of %s: %s", subset, opened.uri, out)
     return pruned
 

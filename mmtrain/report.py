@@ -5,7 +5,6 @@ model is escaped; media are `data:` URIs and nothing is loaded from elsewhere (s
 the page's head), so that a report can be mailed and opened anywhere.
 """
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -17,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mmtrain.results import Results, Sample, Score, SplitResult, TaskResult
+from pipelines.files import write_whole
 
 if TYPE_CHECKING:
     from mmtrain.pruning.kept import KeptPoint  # torch: a page needs none
@@ -64,9 +64,7 @@ class Run:
 
 def write_report(results: Results, *, run: Run, path: Path) -> None:
     """Writes the page, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(report_page(results, run=run), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, report_page(results, run=run))
 
 
 def report_page(results: Results, *, run: Run) -> str:

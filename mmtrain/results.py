@@ -3,7 +3,6 @@
 Plain data without torch, so that a table is printed as quickly as a file is read.
 """
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -11,6 +10,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.errors import MMTrainError, first_problem
+from pipelines.files import read_retried, write_whole
 
 RESULTS_FILE = "results.json"
 BASELINE = "baseline"  # in place of the split, in names of metrics
@@ -160,9 +160,7 @@ def to_metrics(results: Results) -> dict[str, float]:
 
 def write_results(results: Results, *, path: Path) -> None:
     """Writes `results.json` whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(results.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, results.model_dump_json(indent=1) + "\n")
 
 
 def read_results(path: Path) -> Results:
@@ -172,7 +170,7 @@ def read_results(path: Path) -> Results:
         ResultsError: there is none, or it is not one of ours.
     """
     try:
-        return Results.model_validate_json(path.read_bytes())
+        return Results.model_validate_json(read_retried(path.read_bytes, path=path))
     except FileNotFoundError:
         raise ResultsError(f"no results at {path}; `mmtrain evaluate` writes them") from None
     except ValidationError as error:

@@ -19,9 +19,15 @@ from mmtrain.runs import Job, Spent
 from mmtrain.series import Point
 from mmtrain.tracking import Tracker
 from mmtrain.validation import ValidationPoint
+from pipelines.errors import MMTrainError
+from pipelines.files import read_retried, write_whole
 
 SERIES, ROUTING, EXAMPLES = "series.jsonl", "routing.json", "examples.jsonl"
 GRADIENTS, KEPT = "gradients.jsonl", "kept.jsonl"
+
+
+class RunLogError(MMTrainError):
+    """What a run's log left cannot be used; names the file."""
 
 
 class RunLog:
@@ -76,7 +82,7 @@ class RunLog:
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         routing = {"tasks": list(self._recipe.tasks), "layers": point.routing}
-        self._routing_path.write_text(json.dumps(routing), encoding="utf-8")
+        write_whole(self._routing_path, json.dumps(routing))
         self._post(self._progress(step, point, elapsed_s=time.monotonic() - self._began))
 
     def gradients(self, step: int, cosines: Cosines | None) -> None:
@@ -164,17 +170,18 @@ class RunLog:
 def _keep_until(path: Path, step: int) -> list[dict[str, Any]]:
     """Leaves of a log the lines up to a step; those after it are written again."""
     kept = [line for line in read_series(path) if line["step"] <= step]
-    path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
     return kept
 
 
 def read_series(path: Path) -> list[dict[str, Any]]:
     """Lines of a run's series; one cut short by a kill, and what follows it, is left out."""
     lines = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    whole = path.read_bytes() if path.exists() else b""
+    for line in whole.splitlines():
         try:
             lines.append(json.loads(line))
-        except json.JSONDecodeError:
+        except ValueError:
             break
     return lines
 
@@ -188,11 +195,20 @@ class Routing:
 
 
 def read_routing(path: Path) -> Routing:
-    """The routing counts that a run left; none where it has no experts."""
+    """The routing counts that a run left; none where it has no experts.
+
+    Raises:
+        RunLogError: a crash has left something else there.
+    """
     if not path.exists():
         return Routing()
-    held = json.loads(path.read_text(encoding="utf-8"))
-    return Routing(tuple(held["tasks"]), held["layers"])
+    try:
+        held = json.loads(read_retried(path.read_bytes, path=path))
+        return Routing(tuple(held["tasks"]), held["layers"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunLogError(
+            f"{path} is damaged: {error}; remove it, and the report shows no experts"
+        ) from None
 
 
 def read_kept(path: Path) -> dict[int, KeptPoint]:

@@ -35,6 +35,7 @@ from mmtrain.pruning.passes import Passes, check_pruning
 from mmtrain.ranks import Ranks
 from mmtrain.rates import check_decays, on_one_clock
 from mmtrain.recipe import Recipe, RecipeError
+from mmtrain.resume import check_resume
 from mmtrain.tracking import Tracker, TrackingConfig
 from pipelines.adaptive import Mixing
 from pipelines.augment import check_augmentations
@@ -187,8 +188,8 @@ def prepare_run(
     """Checks all that can be checked before a process starts, then claims the run's folder.
 
     Returns:
-        What is loaded of the weights that the run starts from, in a line; None: none, or it goes
-        on from a checkpoint.
+        What is loaded of the weights that the run starts from, or what changed since the
+        checkpoint that it goes on from, in a line; None: nothing.
 
     Raises:
         MMTrainError: of the kind that says what is wrong; nothing was written.
@@ -218,11 +219,15 @@ def prepare_run(
     check_disk(out, needed_bytes=checkpoint_bytes(num_parameters, keep=recipe.keep_checkpoints))
     saved = checkpoint.latest(out / CHECKPOINTS)
     if saved and resume:
-        held = Recipe.model_validate_json(checkpoint.read_progress(saved).recipe)
-        held = held.with_(model=fitted(held, corpora.vocabulary))
-        _check_same_model(recipe.with_(model=config), held, uri=saved.uri)
         frozen_owners(model, recipe.frozen)
-        start = None
+        progress = checkpoint.read_progress(saved)
+        told = check_resume(
+            recipe,
+            progress,
+            uri=saved.uri,
+            corpora=corpora.train,
+            vocabulary=corpora.vocabulary,
+        )
     else:
         start = plan_recipe_start(
             recipe,
@@ -231,8 +236,9 @@ def prepare_run(
             tracking_uri=tracking_uri,
             only_shapes=True,
         )
+        told = tell_start(recipe, start) if start else None
     _claim(recipe, out=out, saved=saved, resume=resume)
-    return tell_start(recipe, start) if start else None
+    return told
 
 
 def check_decay_loss(recipe: Recipe) -> None:
@@ -258,18 +264,6 @@ def _claim(recipe: Recipe, *, out: Path, saved: CheckpointRef | None, resume: bo
     part = out / f".{RECIPE}"
     part.write_text(recipe.model_dump_json(indent=1) + "\n", encoding="utf-8")
     part.replace(out / RECIPE)
-
-
-def _check_same_model(recipe: Recipe, saved: Recipe, *, uri: str) -> None:
-    for field in ("model", "tasks", "seed", "frozen", "pruning"):
-        mine, its = getattr(recipe, field), getattr(saved, field)
-        if field == "tasks":
-            mine, its = list(mine), list(its)
-        if mine != its:
-            raise RecipeError(
-                f"{uri} is of another {field}: {its!s:.300}; the recipe says {mine!s:.300}. "
-                "Resume with the run's own recipe.json, or give another --out"
-            )
 
 
 def start_tracking(

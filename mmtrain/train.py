@@ -82,7 +82,7 @@ def train_worker(job: Job, post: Post) -> None:
     corpora = open_corpora(recipe, job.data_dir)
     specs = task_specs(recipe, corpora.vocabulary)
     model = build_model(fitted(recipe, corpora.vocabulary), specs, seed=recipe.seed)
-    saved = checkpoint.latest(job.out / CHECKPOINTS)
+    saved = checkpoint.agree(job.out / CHECKPOINTS, member=ranks)
     passes = Passes.build(recipe, model)
     start_model(
         model, recipe, corpora.vocabulary, registry=job.tracking.uri, resumes=saved is not None

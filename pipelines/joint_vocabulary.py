@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pipelines import modalities, readers
-from pipelines.errors import BadExampleError
+from pipelines.errors import BadExampleError, BuildError
+from pipelines.files import read_retried, write_whole
 from pipelines.fingerprint import digest_of, sides_state, source_state
 from pipelines.layout import BuildConfig, split_pieces, split_root
 from pipelines.modalities import Feature
@@ -47,8 +48,8 @@ def joint_vocabulary(
     path = vocabulary_path(data_dir, digest=vocabulary.digest)
     vocabulary.save(path)
     sources = path.with_suffix(SOURCES)  # written last: what has none does not exist
-    earlier = json.loads(sources.read_text()) if sources.is_file() else {}
-    sources.write_text(json.dumps(earlier | record, indent=1))
+    earlier = _read_record(sources) if sources.is_file() else {}
+    write_whole(sources, json.dumps(earlier | record, indent=1))
     logger.info("vocabulary of %d tokens in %s", vocabulary.size, path)
     return vocabulary
 
@@ -74,10 +75,25 @@ def known_vocabulary(record: Mapping[str, str], *, data_dir: Path) -> Vocabulary
     """The vocabulary there is that was trained on all of a record, and on most besides."""
     found = []
     for path in vocabulary_path(data_dir, digest="*").parent.glob(f"*{SOURCES}"):
-        known = json.loads(path.read_text())
+        known = _read_record(path)
         if record.items() <= known.items():
             found.append((len(known), path.name.removesuffix(SOURCES)))
     return Vocabulary.load(vocabulary_path(data_dir, digest=max(found)[1])) if found else None
+
+
+def _read_record(path: Path) -> dict[str, str]:
+    """What a vocabulary was trained on.
+
+    Raises:
+        BuildError: a crash or a failing disk has left something else there.
+    """
+    try:
+        held = json.loads(read_retried(path.read_bytes, path=path))
+    except ValueError as error:
+        raise BuildError(f"{path} is damaged: {error}; remove it and build again") from None
+    if not isinstance(held, dict):
+        raise BuildError(f"{path} is damaged: no JSON object; remove it and build again")
+    return held
 
 
 def training_texts(task: Task, *, data_dir: Path, config: BuildConfig) -> Iterator[str]:

@@ -24,6 +24,7 @@ from typing import Any, BinaryIO
 import fsspec
 
 from pipelines.errors import BuildError, UnknownNameError
+from pipelines.files import FileReadError, os_reason, read_retried
 from pipelines.task import Source
 
 # "(NP" opens a bracket with its label; whatever stands apart from one is a leaf
@@ -102,8 +103,16 @@ def pieces(source: Source, *, root: str, rows_a_piece: int) -> list[Piece]:
 
 
 def rows(piece: Piece) -> Iterator[RawRow]:
-    """The raw rows of a piece, in order."""
-    return format_of(piece.source).read(piece)
+    """The raw rows of a piece, in order.
+
+    Raises:
+        FileReadError: a file is there and cannot be read, which is no fault of its rows.
+    """
+    try:
+        yield from format_of(piece.source).read(piece)
+    except OSError as error:
+        place = error.filename or f"{piece.root}/{piece.files[0]}"
+        raise FileReadError(str(place), os_reason(error)) from error
 
 
 def format_of(source: Source) -> Format:
@@ -191,7 +200,8 @@ def _class_folders(piece: Piece) -> Iterator[RawRow]:
     for file in piece.files:
         folders = file.split("/")[:-1]
         problem = None if len(folders) == 1 else "not in a folder <split>/<class>/"
-        yield RawRow(system.cat_file(f"{root}/{file}"), "/".join(folders), file, problem)
+        data = _bytes_of(system, f"{root}/{file}")
+        yield RawRow(data, "/".join(folders), file, problem)
 
 
 def _jsonl(piece: Piece) -> Iterator[RawRow]:
@@ -224,7 +234,11 @@ def _beside(piece: Piece, path: object) -> bytes:
     folder = "/".join([root, *piece.files[0].split("/")[:-1]])
     if not isinstance(path, str):
         raise TypeError(f"{path!r}, a path,")
-    return system.cat_file(f"{folder}/{path}")
+    return _bytes_of(system, f"{folder}/{path}")
+
+
+def _bytes_of(system: Any, path: str) -> bytes:
+    return read_retried(lambda: system.cat_file(path), path=path)
 
 
 def _brackets(piece: Piece) -> Iterator[RawRow]:

@@ -8,6 +8,7 @@ a folder without it does not exist.
 import functools
 import hashlib
 import os
+import stat
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pipelines.errors import CorpusError, first_problem
+from pipelines.files import FileReadError, read_retried
 from pipelines.modalities import Feature
 from pipelines.task import Split, Task
 
@@ -120,16 +122,25 @@ def contents_digest(shards: Sequence[Shard]) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a file.
+
+    Raises:
+        FileReadError: it cannot be read.
+    """
+
+    def read() -> str:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    return read_retried(read, path=path)
 
 
 def footer_digest(path: Path) -> str:
     """SHA-256 of a Parquet file's footer: its metadata, their length (4 bytes) and the mark."""
     with path.open("rb") as file:
-        file.seek(-8, os.SEEK_END)
-        size = min(int.from_bytes(file.read(4), "little") + 8, file.seek(0, os.SEEK_END))
+        whole = file.seek(0, os.SEEK_END)
+        file.seek(-min(8, whole), os.SEEK_END)
+        size = min(int.from_bytes(file.read(4), "little") + 8, whole)
         file.seek(-size, os.SEEK_END)
         return hashlib.sha256(file.read()).hexdigest()
 
@@ -141,29 +152,47 @@ def open_manifest(folder: Path) -> Manifest:
 
     Raises:
         CorpusError: not built, half-built, or changed since; each with the remedy.
+        FileReadError: a file is there and cannot be read.
     """
-    if not folder.is_dir():
+    sealed = _text(folder / COMPLETED)
+    if sealed is None and not folder.is_dir():
         raise CorpusError(f"{folder} is not built; {REMEDY}")
-    if not (folder / COMPLETED).is_file():
+    if sealed is None:
         raise CorpusError(f"{folder} is half-built: it has no {COMPLETED}; {REMEDY}")
     try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+        manifest = Manifest.model_validate_json(_text(folder / MANIFEST) or "")
     except ValidationError as error:
         raise CorpusError(
-            f"{folder / MANIFEST} cannot be read: {first_problem(error)}; {REMEDY}"
+            f"{folder / MANIFEST} is damaged: {first_problem(error)}; {REMEDY}"
         ) from error
-    except OSError as error:
-        raise CorpusError(f"{folder / MANIFEST} cannot be read: {error}; {REMEDY}") from error
-    sealed = (folder / COMPLETED).read_text().strip()
-    if not sealed == manifest.digest == contents_digest(manifest.shards):
+    if not sealed.strip() == manifest.digest == contents_digest(manifest.shards):
         raise CorpusError(f"{folder / MANIFEST} changed since it was built; {REMEDY}")
     for shard in manifest.shards:
         path = folder / shard.file
-        size = path.stat().st_size if path.is_file() else None
+        size = _size(path)
         if size != shard.num_bytes:
             was = "is missing" if size is None else f"has {size} bytes, built {shard.num_bytes}"
             raise CorpusError(f"{path} {was}; {REMEDY}")
     return manifest.model_copy(update={"folder": folder})
+
+
+def _text(path: Path) -> str | None:
+    """What a file holds; None: there is none."""
+    try:
+        return read_retried(path.read_bytes, path=path).decode(errors="replace")
+    except FileNotFoundError:
+        return None
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a file; None: there is none."""
+    try:
+        found = read_retried(path.stat, path=path)
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(found.st_mode):
+        raise FileReadError(str(path), "it is no file")
+    return found.st_size
 
 
 def open_task(task: Task, *, split: Split, data_dir: Path) -> Manifest:
@@ -232,6 +261,7 @@ class ShardReader:
 
         Raises:
             CorpusError: a shard is gone or its contents changed.
+            FileReadError: it cannot be read; the corpus is not known to be at fault.
         """
         starts = self._manifests[task].group_starts
         groups = np.searchsorted(starts, rows, side="right") - 1
@@ -265,13 +295,23 @@ class ShardReader:
     def _load(self, manifest: Manifest, number: int) -> "_Group":
         shard, index = manifest.group_place(number)
         path = manifest.folder / shard.file
+
+        def read() -> pa.Table:
+            try:
+                return self._file(path, shard).read_row_group(
+                    index,
+                    columns=SCHEMA.names[1:],
+                    use_threads=False,  # small: threads cost more
+                )
+            except OSError:
+                self._files.pop(path, None)  # the next try opens it anew
+                raise
+
         try:
-            table = self._file(path, shard).read_row_group(
-                index,
-                columns=SCHEMA.names[1:],
-                use_threads=False,  # small: threads cost more
-            )
-        except (OSError, pa.ArrowInvalid) as error:
+            table = read_retried(read, path=path)
+        except FileNotFoundError as error:
+            raise CorpusError(f"{path} is missing; {REMEDY}") from error
+        except (OSError, pa.ArrowInvalid) as error:  # the library's word on the contents
             raise _changed(path, str(error)) from error
         return _Group(table, manifest)
 

@@ -7,7 +7,6 @@ bytes merge inside a word only; so a number is spelled digit by digit and no tex
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
 from pipelines.errors import MMTrainError, UnknownNameError
+from pipelines.files import read_retried, write_whole
 
 PAD_ID = 0
 EOS_ID = 1
@@ -86,7 +86,7 @@ class Vocabulary:
             VocabularyError: the file is missing or not a vocabulary.
         """
         try:
-            saved = json.loads(Path(path).read_text(encoding="utf-8"))
+            saved = json.loads(read_retried(Path(path).read_bytes, path=path))
             text = json.dumps(saved["tokenizer"], ensure_ascii=False)
             return cls(text=text, commands=tuple(saved["commands"]))
         except FileNotFoundError as error:
@@ -99,9 +99,7 @@ class Vocabulary:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         saved = {"commands": list(self.commands), "tokenizer": json.loads(self.text)}
-        part = path.with_name(f".{path.name}.{os.getpid()}")
-        part.write_text(json.dumps(saved, ensure_ascii=False), encoding="utf-8")
-        part.replace(path)
+        write_whole(path, json.dumps(saved, ensure_ascii=False))
 
     @cached_property
     def tokenizer(self) -> Tokenizer:

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from pipelines import modalities, readers
 from pipelines.errors import BadExampleError, BuildError
+from pipelines.files import FileReadError, os_reason
 from pipelines.modalities import Feature
 from pipelines.moments import Moments
 from pipelines.readers import Piece, RawRow, RawValue
@@ -87,7 +88,7 @@ def write_unit(unit: Unit) -> UnitReport:
         return _write(unit)
     except OSError as error:
         return UnitReport(unit, failure=disk_failure(error, unit.folder))
-    except BuildError as error:
+    except (BuildError, FileReadError) as error:
         return UnitReport(unit, failure=str(error))
 
 
@@ -235,9 +236,11 @@ def load_vocabulary(path: Path) -> Vocabulary:
 
 
 def disk_failure(error: OSError, folder: Path) -> str:
-    """What a failed write means for the user; anything but a full or forbidden disk is raised."""
+    """What a failed write means for the user; a library's word without a number is raised."""
     if error.errno == errno.ENOSPC:
         return f"no space left on the disk of {folder}; free some, or choose another data folder"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.EDQUOT):
         return f"{folder} cannot be written: {error.strerror}; choose another data folder"
-    raise error
+    if error.errno is None:
+        raise error
+    return f"{error.filename or folder}: {os_reason(error)}; see to the disk or mount, then go on"

@@ -11,6 +11,7 @@ with what is missing. Readers of Parquet folders pass over names that begin with
 
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,10 +21,13 @@ from typing import Literal, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from mmtrain.answers import Prediction
 from pipelines.errors import MMTrainError, first_problem
+from pipelines.files import read_retried, write_whole
+
+logger = logging.getLogger(__name__)
 
 MANIFEST, PARTS, COMPLETED = "_manifest.json", "_parts.jsonl", "_COMPLETED"
 Format = Literal["parquet", "jsonl"]
@@ -104,6 +108,9 @@ class PartReport:
     failures: Mapping[str, int]
 
 
+_PART_REPORT = TypeAdapter(PartReport)
+
+
 class PartWriter:
     """Writes a part beside its place; `commit` renames it. A context manager."""
 
@@ -172,12 +179,12 @@ def record(folder: Path, report: PartReport) -> None:
 
 def complete(folder: Path, totals: Mapping[str, object]) -> None:
     """Notes that all parts are there."""
-    part = folder / f".{COMPLETED}"
-    part.write_text(json.dumps(totals) + "\n", encoding="utf-8")
-    part.replace(folder / COMPLETED)
+    write_whole(folder / COMPLETED, json.dumps(totals) + "\n")
 
 
 def _claim(folder: Path, request: Request) -> None:
+    for left in folder.glob(f".{MANIFEST}.*"):
+        left.unlink(missing_ok=True)  # of a call that was killed
     path = folder / MANIFEST
     if path.is_file():
         _check_same(path, request)
@@ -186,16 +193,17 @@ def _claim(folder: Path, request: Request) -> None:
     if others:
         (folder / "_lock").unlink()
         raise BatchOutputError(f"{folder} holds other files ({others[0]}); give another --output")
-    part = folder / f".{MANIFEST}"
-    part.write_text(request.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    part.replace(path)
+    write_whole(path, request.model_dump_json(indent=1) + "\n")
 
 
 def _check_same(path: Path, request: Request) -> None:
     try:
-        held = Request.model_validate_json(path.read_bytes())
+        held = Request.model_validate_json(read_retried(path.read_bytes, path=path))
     except ValidationError as error:
-        raise BatchOutputError(f"{path} cannot be read: {first_problem(error)}") from None
+        raise BatchOutputError(
+            f"{path} is damaged: {first_problem(error)}; remove {path.parent}, or give another "
+            "--output"
+        ) from None
     names = {"model": "model_uri", "input": "input_uri"}
     for field in Request.model_fields:
         its, mine = getattr(held, field), getattr(request, field)
@@ -209,15 +217,23 @@ def _check_same(path: Path, request: Request) -> None:
 
 
 def _committed(folder: Path) -> dict[int, PartReport]:
-    """Parts that are noted and lie there whole; a torn last line is cut off."""
+    """Parts that are noted and lie there whole; notes are cut off where one is torn or damaged.
+
+    The parts that lose theirs are answered again.
+    """
     path = folder / PARTS
-    whole = path.read_bytes() if path.is_file() else b""
-    end = whole.rfind(b"\n") + 1
-    if end < len(whole):
-        os.truncate(path, end)
+    whole = read_retried(path.read_bytes, path=path) if path.is_file() else b""
+    reports, end = [], 0
+    for line in whole.splitlines(keepends=True):
+        try:
+            reports.append(_PART_REPORT.validate_json(line if line.endswith(b"\n") else b""))
+        except ValidationError:
+            logger.warning("%s is cut off at byte %d: a crash left no note there", path, end)
+            os.truncate(path, end)
+            break
+        end += len(line)
     found = {}
-    for line in whole[:end].splitlines():
-        report = PartReport(**json.loads(line))
+    for report in reports:
         part = folder / report.file
         if part.is_file() and part.stat().st_size == report.num_bytes:
             found[report.number] = report

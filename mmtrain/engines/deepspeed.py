@@ -24,7 +24,7 @@ from mmtrain.engines.open_outputs import open_outputs
 from mmtrain.engines.pieces import (
     Entry,
     Piece,
-    average_buffers,
+    averaged_buffers,
     entries,
     match_states,
     parameter_of,
@@ -205,10 +205,9 @@ class DeepSpeedEngine:
             if tensors is not None:
                 count = steps[self._owner(entry)] if trained else 0
                 yield ParameterState(entry.name, tensors, count)
-        average_buffers(self.model)
-        if self.rank == 0:
-            for name, buffer in persistent_buffers(self.model).items():
-                yield ParameterState(name, {"weight": buffer.cpu().clone()}, 0)
+        for name, buffer in averaged_buffers(self.model).items():
+            if self.rank == 0:
+                yield ParameterState(name, {"weight": buffer}, 0)
 
     @torch.no_grad()
     def load_parameter_states(self, states: Iterator[ParameterState]) -> None:
@@ -229,7 +228,7 @@ class DeepSpeedEngine:
         self._update_working_weights()
 
     def model_state(self) -> dict[str, Tensor]:
-        average_buffers(self.model)
+        buffers = averaged_buffers(self.model)
         weights: dict[str, list[Tensor]] = {}
         for entry in self._entries:
             piece = self._piece(entry, to_read=True)
@@ -242,8 +241,7 @@ class DeepSpeedEngine:
             name: torch.stack(parts) if is_expert(self._parameters[name]) else parts[0]
             for name, parts in weights.items()
         }
-        buffers = persistent_buffers(self.model)
-        return full | {name: value.cpu().clone() for name, value in buffers.items()}
+        return full | buffers
 
     def _owner(self, entry: Entry) -> str:
         return self.model.parameter_owner(entry.parameter)  # type: ignore[operator]

@@ -75,15 +75,28 @@ def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def average_buffers(model: nn.Module) -> None:
-    """Running statistics become their mean over the ranks, which call together.
+def averaged_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """The model's buffers on the CPU, running statistics as their mean over the ranks.
 
-    Each rank's are of its own part of the batches; counters agree as they are.
+    Ranks call together; each rank's own statistics, of its part of the batches, stay as they are.
+    Counters agree on all ranks.
     """
-    for value in persistent_buffers(model).values():
-        if value.is_floating_point():
-            dist.all_reduce(value)
-            value /= dist.get_world_size()
+    averaged = {}
+    for name, value in persistent_buffers(model).items():
+        mean = value.clone()
+        if mean.is_floating_point() and dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(mean)
+            mean /= dist.get_world_size()
+        averaged[name] = mean.cpu()
+    return averaged
+
+
+@torch.no_grad()
+def average_buffers(model: nn.Module) -> None:
+    """Running statistics become their mean over the ranks, which call together."""
+    means = averaged_buffers(model)
+    for name, value in persistent_buffers(model).items():
+        value.copy_(means[name])
 
 
 def parameter_of(entry_name: str) -> str:

@@ -12,6 +12,7 @@ from mmtrain.recipe import Recipe
 from mmtrain.tuning.score import REFERENCES
 from mmtrain.tuning.sweep import SweepConfig, SweepError, Values, apply_values
 from mmtrain.tuning.trials import TrialRecord
+from pipelines.files import write_whole
 from pipelines.schedule import build_schedule
 
 
@@ -79,5 +80,5 @@ def write_references(best: Mapping[str, TrialRecord], *, out: Path) -> Path:
     """Metrics of the tasks' best trials: 1 of their scores in sweeps of the joint run."""
     path = out / REFERENCES
     values = {task: record.tasks[task].value for task, record in best.items()}
-    path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    write_whole(path, json.dumps(values, indent=1) + "\n")
     return path

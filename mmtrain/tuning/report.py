@@ -1,6 +1,5 @@
 """The report of a sweep: one page that needs no other file, and the same figures in MLflow."""
 
-import os
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -14,15 +13,14 @@ from mmtrain.tuning.figures import LABELS, front_figure, importance_figure, scor
 from mmtrain.tuning.study import importances
 from mmtrain.tuning.sweep import Objective, SweepConfig
 from mmtrain.tuning.trials import TrialRecord, pareto_front
+from pipelines.files import write_whole
 
 
 def write_sweep_report(
     records: Sequence[TrialRecord], *, sweep: SweepConfig, best: TrialRecord, path: Path
 ) -> None:
     """Writes the page, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(sweep_page(records, sweep=sweep, best=best), encoding="utf-8")
-    temporary.replace(path)
+    write_whole(path, sweep_page(records, sweep=sweep, best=best))
 
 
 def tell_figures(

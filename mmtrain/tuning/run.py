@@ -14,8 +14,9 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
 from mmtrain.export import code_version
@@ -40,6 +41,10 @@ from mmtrain.tuning.trials import (
     read_records,
     trial_folder,
 )
+from pipelines.errors import first_problem
+from pipelines.files import read_retried, write_whole
+
+Held = TypeVar("Held", bound=BaseModel)
 
 SWEEP, BEST, RESULTS, REPORT = "sweep.json", "best.json", "sweep_results.json", "report.html"
 _MAY_CHANGE = ("num_trials", "concurrent", "max_failures", "timeout_s")  # when it goes on
@@ -156,12 +161,12 @@ def _claim(recipe: Recipe, sweep: SweepConfig, *, out: Path, resume: bool) -> No
             )
         _check_same(recipe, sweep, out=out)
     out.mkdir(parents=True, exist_ok=True)
-    path.write_text(sweep.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    (out / RECIPE).write_text(recipe.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    write_whole(out / RECIPE, recipe.model_dump_json(indent=1) + "\n")
+    write_whole(path, sweep.model_dump_json(indent=1) + "\n")  # last: what has none is no sweep
 
 
 def _check_same(recipe: Recipe, sweep: SweepConfig, *, out: Path) -> None:
-    before = SweepConfig.model_validate_json((out / SWEEP).read_text(encoding="utf-8"))
+    before = _read(out / SWEEP, SweepConfig)
     for field in type(sweep).model_fields:
         mine, its = getattr(sweep, field), getattr(before, field)
         if mine != its and field not in _MAY_CHANGE:
@@ -169,12 +174,27 @@ def _check_same(recipe: Recipe, sweep: SweepConfig, *, out: Path) -> None:
                 f"{out} holds a sweep with {field} {its!s:.200}, this one has {mine!s:.200}; go on "
                 f"with `--sweep {out / SWEEP}`, or give another --out"
             )
-    its_recipe = Recipe.model_validate_json((out / RECIPE).read_text(encoding="utf-8"))
-    if recipe != its_recipe:
+    if recipe != _read(out / RECIPE, Recipe):
         raise SweepError(
             f"{out} holds a sweep of another recipe; go on with the recipe {out / RECIPE}, or "
             "give another --out"
         )
+
+
+def _read(path: Path, kind: type[Held]) -> Held:
+    """What a sweep's folder holds of itself.
+
+    Raises:
+        SweepError: it is missing, damaged, or of another version.
+    """
+    try:
+        return kind.model_validate_json(read_retried(path.read_bytes, path=path))
+    except FileNotFoundError:
+        raise SweepError(f"{path} is missing; give another --out") from None
+    except ValidationError as error:
+        raise SweepError(
+            f"{path} is damaged or of another version: {first_problem(error)}; give another --out"
+        ) from None
 
 
 def _tell_start(tracker: Tracker, recipe: Recipe, sweep: SweepConfig) -> None:
@@ -213,7 +233,7 @@ def _finish(plan: TrialPlan, outcome: SweepOutcome, *, tracker: Tracker) -> None
     """Best recipe, results, figures and report, on disk and in MLflow."""
     out, best = outcome.out, outcome.best
     _write_best(plan, best)
-    (out / RESULTS).write_text(json.dumps(outcome.to_dict(), indent=1) + "\n", encoding="utf-8")
+    write_whole(out / RESULTS, json.dumps(outcome.to_dict(), indent=1) + "\n")
     write_sweep_report(outcome.records, sweep=plan.sweep, best=best, path=out / REPORT)
     _tell_end(tracker, outcome, sweep=plan.sweep)
     _clear(outcome)
@@ -221,7 +241,7 @@ def _finish(plan: TrialPlan, outcome: SweepOutcome, *, tracker: Tracker) -> None
 
 def _write_best(plan: TrialPlan, best: TrialRecord) -> None:
     recipe = apply_values(Recipe.model_validate_json(plan.recipe), best.values)
-    (plan.out / BEST).write_text(recipe.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    write_whole(plan.out / BEST, recipe.model_dump_json(indent=1) + "\n")
 
 
 def _tell_end(tracker: Tracker, outcome: SweepOutcome, *, sweep: SweepConfig) -> None:
@@ -312,7 +332,7 @@ def run_alone_sweeps(
             )
         best = {task: outcome.best for task, outcome in found.items()}
         joint = joint_recipe(recipe, best)
-        (out / BEST).write_text(joint.model_dump_json(indent=1) + "\n", encoding="utf-8")
+        write_whole(out / BEST, joint.model_dump_json(indent=1) + "\n")
         for path in (out / BEST, write_references(best, out=out)):
             tracker.log_artifact(path)
     except BaseException:

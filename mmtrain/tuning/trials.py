@@ -5,7 +5,6 @@ repeats none that has ended and takes up those that were cut off.
 """
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from mmtrain.tuning.score import TaskMeasure
 from mmtrain.tuning.sweep import LARGER_IS_BETTER, Objective, SweepError, Values
 from pipelines.errors import first_problem
+from pipelines.files import read_retried, write_whole
 
 TRIALS, TRIAL = "trials", "trial.json"
 
@@ -73,9 +73,7 @@ def write_record(record: TrialRecord, *, out: Path) -> None:
     """Writes a trial's record whole or not at all."""
     folder = trial_folder(out, record.number)
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / f".{TRIAL}.{os.getpid()}"
-    part.write_text(record.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    part.replace(folder / TRIAL)
+    write_whole(folder / TRIAL, record.model_dump_json(indent=1) + "\n")
 
 
 def read_record(out: Path, number: int) -> TrialRecord | None:
@@ -86,7 +84,7 @@ def read_record(out: Path, number: int) -> TrialRecord | None:
     """
     path = trial_folder(out, number) / TRIAL
     try:
-        return TrialRecord.model_validate_json(path.read_text(encoding="utf-8"))
+        return TrialRecord.model_validate_json(read_retried(path.read_bytes, path=path))
     except FileNotFoundError:
         return None
     except ValidationError as error:

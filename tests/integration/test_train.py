@@ -1,5 +1,6 @@
 """Real runs on a local Ray cluster: two gloo workers, experts over both, DeepSpeed ZeRO."""
 
+import io
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+from rich.console import Console
 from torch import Tensor, equal
 from torch.testing import assert_close
 
@@ -135,7 +137,10 @@ def test_run_resumed_on_other_workers_reads_the_same_examples_and_agrees(
 ):
     out = resumable_copy(straight, tmp_path / "run")
     other = override(recipe, [f"num_workers={num_workers}", "engine.ep_size=1"])
-    train(other, out=out, data_dir=data_dir, resume=True)
+    console = Console(file=io.StringIO())
+    train(other, out=out, data_dir=data_dir, resume=True, console=console)
+    changes = f"changed since step {SAVED}: engine.ep_size 2 -> 1, num_workers 2 -> {num_workers}"
+    assert changes in console.file.getvalue()
     seen = examples(out)
     assert seen == {step: ids for step, ids in examples(straight).items() if step >= SAVED}
     for name, tensors in states(straight).items():
@@ -180,7 +185,7 @@ def test_run_folder_in_use_is_refused_without_resume(straight, recipe, data_dir)
 
 def test_recipe_of_another_model_than_the_checkpoints_is_refused(straight, recipe, data_dir):
     other = override(recipe, ["model.body.model_dim=16"])
-    with pytest.raises(RecipeError, match="another model"):
+    with pytest.raises(RecipeError, match=r"another model\.body\.model_dim: 32, the"):
         train(other, out=straight, data_dir=data_dir, resume=True)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save as save_file
 
 from mmtrain import checkpoint, checkpoint_files
 from mmtrain.checkpoint import (
@@ -16,7 +17,8 @@ from mmtrain.checkpoint import (
     save,
     verify,
 )
-from mmtrain.checkpoint_files import to_manifest
+from mmtrain.checkpoint_files import file_facts
+from mmtrain.checkpoint_manifest import to_manifest
 from mmtrain.engines import EngineConfig, build_engine
 
 sys.path.insert(0, str(Path(__file__).parent / "engines"))
@@ -25,7 +27,6 @@ from toy import SGD, toy_model, train
 FILES = (
     "manifest.json",
     "part-00000.json",
-    "rng-00000.safetensors",
     "weights-00000-00000.safetensors",
 )
 
@@ -72,13 +73,39 @@ def test_resumed_equals_straight_to_the_bit(saved, engine):
     assert bits(other) == bits(engine)
 
 
-def test_random_numbers_go_on_where_they_were(tmp_path, engine):
+def test_restoring_leaves_random_states_alone(saved, engine):
     torch.manual_seed(3)
-    ref = save(tmp_path, engine=engine, progress=Progress(1))
     expected = torch.rand(4)
-    torch.manual_seed(4)
-    restore(ref, engine=engine)
+    torch.manual_seed(3)
+    restore(latest(saved), engine=engine)
     assert torch.rand(4).equal(expected)
+
+
+def to_schema_1(folder):
+    """The checkpoint in a folder as it was written before schema 2, with random states."""
+    manifest = folder / "manifest.json"
+    body = json.loads(manifest.read_bytes())["body"]
+    rng = save_file({"cpu": torch.get_rng_state()})
+    (folder / "rng-00000.safetensors").write_bytes(rng)
+    index = json.loads((folder / "part-00000.json").read_bytes())
+    index["files"]["rng-00000.safetensors"] = body["files"]["rng-00000.safetensors"] = file_facts(
+        rng
+    )
+    del index["tensors"], body["tensors"], body["progress"]["corpora"]
+    data = json.dumps(index).encode()
+    (folder / "part-00000.json").write_bytes(data)
+    body["files"]["part-00000.json"] = file_facts(data)
+    manifest.write_bytes(to_manifest(body | {"schema": 1}))
+
+
+def test_a_checkpoint_of_before_with_random_states_and_no_digests_still_loads(saved, engine):
+    to_schema_1(newest(saved))
+    ref = latest(saved)
+    assert ref is not None
+    assert ref.step == 4
+    other = engine_of(seed=9)
+    assert restore(ref, engine=other) == Progress(4, {"red": 4}, recipe="{}", run_id="r")
+    assert bits(other) == bits(engine)
 
 
 def test_an_empty_folder_has_no_checkpoint(tmp_path):
@@ -128,13 +155,16 @@ def test_a_cut_file_and_a_longer_one_are_refused_by_name(saved):
             restore(ref, engine=engine_of())
 
 
-def test_when_all_are_damaged_there_is_none(saved):
+def test_when_all_are_damaged_none_is_used_and_no_run_begins_anew_beside_them(saved):
     for path in saved.glob("*/part-00000.json"):
         path.unlink()
-    assert latest(saved) is None
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint in .* can be used; .*part-00000.json"
+    ):
+        latest(saved)
 
 
-@pytest.mark.parametrize("files_written", range(4))
+@pytest.mark.parametrize("files_written", range(3))
 def test_a_kill_in_the_middle_of_a_save_leaves_the_one_before(
     saved, engine, monkeypatch, files_written
 ):
@@ -175,6 +205,16 @@ def test_the_newest_are_kept_and_torn_ones_before_them_go(saved, engine):
     assert sorted(path.name for path in saved.iterdir()) == ["step-000000004", "step-000000006"]
 
 
+def test_what_was_passed_over_does_not_push_out_what_was_saved_since(saved, engine, caplog):
+    (newest(saved) / "weights-00000-00000.safetensors").unlink()
+    assert latest(saved).step == 2
+    ref = save(saved, engine=engine, progress=Progress(step=3), keep=1)
+    assert [path.name for path in saved.iterdir()] == ["step-000000003"]
+    assert latest(saved) == ref
+    assert "removing" in caplog.text
+    assert "step-000000004" in caplog.text
+
+
 def test_a_second_save_of_a_step_is_newer_and_leaves_the_first_alone(saved, engine):
     first = latest(saved)
     second = save(saved, engine=engine, progress=Progress(step=4, run_id="again"))
@@ -201,9 +241,10 @@ def test_a_manifest_of_another_schema_or_size_is_refused(saved, caplog, monkeypa
     body = json.loads(path.read_bytes())["body"]
     path.write_bytes(to_manifest(body | {"schema": 99}))
     assert latest(saved).step == 2
-    assert "has schema 99, this is 1" in caplog.text
+    assert "has schema 99, this is 2" in caplog.text
     monkeypatch.setattr(checkpoint_files, "MAX_JSON_BYTES", 10)
-    assert latest(saved) is None
+    with pytest.raises(CheckpointError, match="can be used"):
+        latest(saved)
 
 
 def test_a_changed_manifest_is_not_the_one_that_was_opened(saved, engine):
@@ -211,7 +252,8 @@ def test_a_changed_manifest_is_not_the_one_that_was_opened(saved, engine):
     assert ref is not None
     path = newest(saved) / "manifest.json"
     body = json.loads(path.read_bytes())["body"]
-    path.write_bytes(to_manifest(body | {"world_size": 7}))
+    body["progress"]["run_id"] = "another"
+    path.write_bytes(to_manifest(body))
     with pytest.raises(CheckpointError, match="changed since"):
         restore(ref, engine=engine)
 

@@ -1,6 +1,8 @@
 """Bundles: whole or not at all, checked before use, data only."""
 
+import errno
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,9 @@ from mmtrain.export import (
 )
 from tests.mmtrain.example_bundle import LINEAGE, example_bundle
 from tests.mmtrain.example_corpus import TASKS
+from tests.mmtrain.small_disk import free_bytes, small_disk
+
+__all__ = ["small_disk"]  # a fixture
 
 FILES = ("bundle.json", "model.safetensors", "vocabulary.json")
 
@@ -103,6 +108,55 @@ def test_a_card_that_lists_another_file_is_refused(folder: Path, name: str):
         load_bundle(folder)
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "vocabulary.json"])
+def test_a_card_that_lists_too_little_is_refused(folder: Path, name: str):
+    card = json.loads((folder / "bundle.json").read_text())
+    del card["files"][name]
+    (folder / "bundle.json").write_text(json.dumps(card))
+    with pytest.raises(BundleError, match=f"lists no {name}"):
+        load_bundle(folder)
+
+
+def test_a_card_of_more_parameters_than_there_are_is_refused(folder: Path):
+    card = json.loads((folder / "bundle.json").read_text())
+    card["num_parameters"] += 1
+    (folder / "bundle.json").write_text(json.dumps(card))
+    with pytest.raises(BundleError, match=r"holds \d+ numbers, bundle.json says \d+"):
+        load_bundle(folder)
+
+
+def test_a_full_disk_is_left_as_it_was_and_the_bundle_before_stands(folder: Path, small_disk: Path):
+    bundle = load_bundle(folder)
+    place = small_disk / "bundle"
+    small = {"a": torch.zeros(9)}
+    save_again(replace(bundle, state=small, vocabulary=None), place)
+    free, before = free_bytes(small_disk), (place / "bundle.json").read_bytes()
+    large = {"a": torch.zeros(100_000)}
+    with pytest.raises(BundleError, match=r"No space left .* needs 400,000 bytes, in .* are free"):
+        save_again(replace(bundle, state=large), place)
+    assert free_bytes(small_disk) == free
+    assert [path.name for path in small_disk.iterdir()] == ["bundle"]
+    assert (place / "bundle.json").read_bytes() == before
+
+
+def test_a_bundle_whose_place_cannot_be_taken_leaves_the_one_before(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    bundle = load_bundle(folder)
+    rename = Path.rename
+
+    def failing(self: Path, target: Path) -> Path:
+        if target == folder and ".old." not in self.name:
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(BundleError, match=r"cannot be written: Input/output error \(EIO\)"):
+        save_again(bundle, folder, step=8)
+    assert load_bundle(folder).digest == bundle.digest
+    assert [path.name for path in folder.parent.iterdir()] == ["bundle"]
+
+
 def test_a_link_out_of_the_bundle_is_refused(folder: Path, tmp_path: Path):
     outside = (folder / "model.safetensors").rename(tmp_path / "outside")
     (folder / "model.safetensors").symlink_to(outside)
@@ -117,7 +171,7 @@ def test_a_failed_save_leaves_the_bundle_before(folder: Path):
         def save(self, path: Path) -> None:
             raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(BundleError, match=r"No space left .*; it needs [\d,]+ bytes"):
         save_bundle(
             folder,
             model=bundle.card.model,
@@ -139,7 +193,7 @@ def test_tensors_that_share_memory_are_written_apart(folder: Path, tmp_path: Pat
         model=bundle.card.model,
         tasks=bundle.card.tasks,
         state=shared,
-        vocabulary=None,
+        vocabulary=bundle.vocabulary,
         lineage=LINEAGE,
     )
     assert torch.equal(load_bundle(saved).state["alias"], bundle.state[name])

@@ -304,3 +304,29 @@ def test_video_cut_half_way_is_quarantined_with_its_reason(tmp_path, no_ray):
     assert [line["origin"] for line in lines] == ["one/b.mp4", "one/c.mp4"]
     assert lines[0]["reason"].startswith("unreadable video: ")
     assert lines[1]["reason"].startswith("clip too short: 1 frames")
+
+
+def test_a_source_that_cannot_be_read_is_named_with_its_cause(tmp_path, monkeypatch, no_ray):
+    path = write_raw(tmp_path, lengths=LENGTHS)
+    job = job_of(tmp_path)
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(readers, "_lines", fail)
+    with pytest.raises(BuildError, match=rf"copy train: {path} cannot be read: Input/output"):
+        run(job, tmp_path)
+
+
+@pytest.mark.parametrize("left", ["", "{", "[1]", "\0\0"])
+def test_a_damaged_record_of_a_vocabulary_is_named_with_a_remedy(tmp_path, left):
+    write_raw(tmp_path, lengths=LENGTHS)
+    vocabulary = joint_vocabulary([toy_task()], data_dir=tmp_path, config=toy_config())
+    assert vocabulary is not None
+    (record,) = tmp_path.glob("vocabularies/*.sources.json")
+    record.write_text(left)
+    with pytest.raises(BuildError, match=rf"{record} is damaged: .*; remove it and build again"):
+        joint_vocabulary([toy_task()], data_dir=tmp_path, config=toy_config())
+    record.unlink()
+    again = joint_vocabulary([toy_task()], data_dir=tmp_path, config=toy_config())
+    assert again == vocabulary

@@ -1,9 +1,13 @@
+import errno
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+from pipelines import files
 from pipelines.errors import CorpusError
+from pipelines.files import FileReadError
 from pipelines.shards import (
     COMPLETED,
     MANIFEST,
@@ -79,11 +83,11 @@ def test_changed_manifest_is_refused(manifest):
     with pytest.raises(CorpusError, match="changed since it was built"):
         open_manifest(manifest.folder)
     path.write_text("{}")
-    with pytest.raises(CorpusError, match="cannot be read: task: Field required; run") as caught:
+    with pytest.raises(CorpusError, match="is damaged: task: Field required; run") as caught:
         open_manifest(manifest.folder)
     assert "\n" not in str(caught.value)
     path.write_text("{" * 5_000)
-    with pytest.raises(CorpusError, match=r"cannot be read: Invalid JSON") as caught:
+    with pytest.raises(CorpusError, match=r"is damaged: Invalid JSON") as caught:
         open_manifest(manifest.folder)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 500
@@ -129,3 +133,80 @@ def test_task_with_other_features_is_refused_and_with_another_batch_size_is_not(
     assert opened.task.batch_size == 12
     with pytest.raises(CorpusError, match=r"was built with bucket_bounds \(4, 8\)"):
         open_task(toy_task(), split="train", data_dir=tmp_path)
+
+
+# ---- what cannot be read is not said to have changed
+
+
+def failing_reads(monkeypatch, *, times):
+    """Row groups cannot be read so many times; the waits between tries."""
+    waits, left = [], [times]
+    whole = pq.ParquetFile.read_row_group
+
+    def read_row_group(self, *arguments, **settings):
+        if left[0]:
+            left[0] -= 1
+            raise OSError(errno.EIO, "Error reading bytes from file")
+        return whole(self, *arguments, **settings)
+
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", read_row_group)
+    monkeypatch.setattr(files.time, "sleep", waits.append)
+    return waits
+
+
+def test_a_disk_that_does_not_answer_is_no_fault_of_the_corpus(manifest, monkeypatch):
+    waits = failing_reads(monkeypatch, times=99)
+    with pytest.raises(FileReadError) as caught:
+        reader_rows(manifest)
+    message = str(caught.value)
+    assert str(manifest.folder / "shard-0000") in message
+    assert "cannot be read: Input/output error (EIO)" in message
+    assert "not known to be at fault" in message
+    assert "delete" not in message
+    assert "changed" not in message
+    assert waits == [0.1, 0.4]
+
+
+def test_a_disk_that_answers_at_the_third_try_gives_the_rows(manifest, monkeypatch):
+    rows = reader_rows(manifest)
+    waits = failing_reads(monkeypatch, times=2)
+    assert reader_rows(manifest) == rows
+    assert waits == [0.1, 0.4]
+
+
+@pytest.mark.parametrize("place", ["directory", "loop"])
+@pytest.mark.parametrize("act", [reader_rows, verify, lambda m: open_manifest(m.folder)])
+def test_something_else_in_place_of_a_shard_is_named_and_nothing_is_to_be_deleted(
+    manifest, place, act
+):
+    path = manifest.folder / manifest.shards[0].file
+    path.unlink()
+    if place == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to(path)
+    with pytest.raises(FileReadError, match=r"shard-00000.parquet cannot be read: ") as caught:
+        act(manifest)
+    assert "delete" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [MANIFEST, COMPLETED])
+def test_a_directory_in_place_of_what_describes_a_split_is_named(manifest, name):
+    (manifest.folder / name).unlink()
+    (manifest.folder / name).mkdir()
+    with pytest.raises(FileReadError, match=rf"{name} cannot be read: Is a directory \(EISDIR\)"):
+        open_manifest(manifest.folder)
+
+
+@pytest.mark.parametrize("size", [0, 5])
+def test_a_shard_cut_short_after_it_was_opened_has_changed(manifest, size):
+    path = manifest.folder / manifest.shards[0].file
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(CorpusError, match="changed since it was built"):
+        reader_rows(manifest)
+
+
+def test_a_shard_that_is_gone_is_missing(manifest):
+    (manifest.folder / manifest.shards[0].file).unlink()
+    with pytest.raises(CorpusError, match=r"shard-00000.parquet is missing; run"):
+        reader_rows(manifest)

@@ -7,17 +7,20 @@ Starting a process costs seconds, so one group runs many jobs; the tests read th
 
 import hashlib
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from fsspec.implementations.local import LocalFileSystem
 from torch.nn import functional
 from toy import ADAM, MOMENTA, SGD, STALE, ToyModel, global_batch, task_of, toy_model, train
 
 from mmtrain import checkpoint, checkpoint_files
 from mmtrain.checkpoint import CheckpointError, Progress
+from mmtrain.checkpoint_manifest import to_manifest
 from mmtrain.engines import EngineConfig, EngineError, build_engine
 from mmtrain.gradients import build_gradients
 from mmtrain.losses import cross_entropy, weight_decay_loss
@@ -205,6 +208,67 @@ def full_disk(layout: str, folder: str) -> dict[str, Any]:
     return {"error": None}
 
 
+TEARS = {
+    "none": lambda _: None,
+    "unfinished": lambda step: (step / "manifest.json").unlink(),
+    "other": lambda step: rewrite_manifest(step),
+    "changed": lambda step: flip_last_byte(sorted(step.glob("weights-*"))[-1]),
+    "directory": lambda step: in_place_of(sorted(step.glob("weights-*"))[0]),
+}
+
+
+def rewrite_manifest(step: Path) -> None:
+    body = json.loads((step / "manifest.json").read_bytes())["body"]
+    body["progress"]["run_id"] = "another"
+    (step / "manifest.json").write_bytes(to_manifest(body))
+
+
+def flip_last_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def in_place_of(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def torn(layout: str, folder: str, rank: str, tear: str) -> dict[str, Any]:
+    """Checkpoints of steps 2 and 4; then one rank's view of step 4 is another than the others'.
+
+    What each rank is told and loads, and how often it reads a file of weights.
+    """
+    engine = engine_of(layout)
+    saved = {}
+    for step in (2, 4):
+        train(engine, first=step - 2, last=step)
+        saved[step] = checkpoint.save(folder, engine=engine, progress=Progress(step=step)).digest
+        saved[f"states of {step}"] = digests(engine)
+    view = Path(f"{folder}-{engine.rank}")
+    shutil.copytree(folder, view)
+    if engine.rank == int(rank):
+        TEARS[tear](view / "step-000000004")
+    reads: dict[str, int] = {}
+    whole = LocalFileSystem.cat_file
+
+    def cat_file(self: Any, name: str, *arguments: Any, **settings: Any) -> bytes:
+        reads[Path(name).name] = reads.get(Path(name).name, 0) + 1
+        return whole(self, name, *arguments, **settings)
+
+    LocalFileSystem.cat_file = cat_file
+    other, error = engine_of(layout, seed=5), None
+    try:
+        ref = checkpoint.agree(view, member=other)
+        assert ref is not None
+        checkpoint.restore(ref, engine=other)
+    except CheckpointError as caught:
+        error = str(caught)
+    finally:
+        LocalFileSystem.cat_file = whole
+    return {"error": error, "saved": saved, "reads": reads, "digests": digests(other)}
+
+
 def real_model(layout: str, decay: str = "0") -> dict[str, Any]:
     """The shipped model on two tasks, one with a decoder; blocks computed again in backward.
 
@@ -283,12 +347,22 @@ def norms(layout: str, folder: str) -> dict[str, Any]:
     norms_train(engine, first=0, last=2)
     name = "body.blocks.0.conv1.norm.running_mean"
     own = engine.model.get_buffer(name).tolist()
+    told = {state.name: state.tensors["weight"].tolist() for state in engine.parameter_states()}
+    engine.model_state()
+    read = engine.model.get_buffer(name).tolist()
     checkpoint.save(folder, engine=engine, progress=Progress(step=2, cursors={"red": 2}))
     kept = engine.model.get_buffer(name).tolist()
     norms_train(engine, first=2, last=4)
     state = engine.model_state()
     dtypes = {str(value.dtype) for value in state.values()}
-    return {"own": own, "kept": kept, "digests": digests(engine), "dtypes": sorted(dtypes)}
+    return {
+        "own": own,
+        "told": told.get(name),
+        "read": read,
+        "kept": kept,
+        "digests": digests(engine),
+        "dtypes": sorted(dtypes),
+    }
 
 
 def norms_resume(layout: str, folder: str) -> dict[str, Any]:

@@ -37,6 +37,14 @@ def test_ranks_average_their_statistics_when_they_save(folder, two, layout):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_reading_the_states_tells_the_mean_and_changes_no_statistics(folder, two, layout):
+    first, second = (rank[f"norms,{layout},{folder / layout}"] for rank in two)
+    assert (first["read"], second["read"]) == (first["own"], second["own"])
+    assert first["told"] == first["kept"]
+    assert second["told"] is None  # rank 0 writes what is not sharded
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_resumed_equals_straight_statistics_included(folder, two, resumed, layout):
     for straight, again in zip(two, resumed, strict=True):
         expected = straight[f"norms,{layout},{folder / layout}"]["digests"]
