@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from pipelines.errors import PlanError
-from pipelines.plan import BucketOrder, Plan, SequentialPlan, bucket_batch_sizes
+from pipelines.plan import Plan, SequentialPlan
 from pipelines.schedule import ScheduleConfig
 from pipelines.shards import Manifest
+from pipelines.task_order import BucketOrder, bucket_batch_sizes
 from tests.pipelines.toy_corpus import build_toy, toy_task
 
 LENGTHS = [1 + (7 * i) % 9 for i in range(37)]
@@ -159,7 +160,7 @@ def test_accumulating_schedule_gives_a_batch_of_every_task(manifests):
     batches = plan.batches(5)
     assert [b.task for b in batches] == ["plain", "plain", "bucketed", "bucketed"]
     assert [b.micro for b in batches] == [0, 1, 2, 3]
-    assert plan.micro_batches(5) == 4
+    assert list(plan.micro_tasks(5)) == ["plain", "plain", "bucketed", "bucketed"]
     assert plan.cursors(6) == {"plain": 6, "bucketed": 6}
 
 
