@@ -13,6 +13,7 @@ import numpy as np
 
 from pipelines.errors import PlanError
 from pipelines.schedule import Schedule, ScheduleConfig, build_schedule
+from pipelines.scheduled import scheduled
 from pipelines.shards import Manifest
 from pipelines.task_order import TaskOrder
 
@@ -120,10 +121,12 @@ class Plan:
             )
         schedule = build_schedule(
             self.schedule,
-            tasks=tuple(self.manifests),
+            tasks=scheduled(
+                {name: manifest.task for name, manifest in self.manifests.items()},
+                num_examples={name: m.num_examples for name, m in self.manifests.items()},
+            ),
             num_steps=self.num_steps,
             seed=self.seed,
-            own_steps={name: opened.task.num_steps for name, opened in self.manifests.items()},
         )
         counted = schedule.counts_before(self.start_step)
         cursors = counted if self.start_cursors is None else self.start_cursors

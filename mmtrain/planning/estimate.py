@@ -21,9 +21,8 @@ from mmtrain.planning.zero_memory import FP32, Parameter, RankMemory, keeps_grad
 from mmtrain.preflight import PreflightError, check_resources, checkpoint_bytes
 from mmtrain.recipe import Recipe
 from mmtrain.runs import task_specs
-from pipelines.errors import CorpusError
-from pipelines.schedule import build_schedule
-from pipelines.shards import Manifest, open_task
+from mmtrain.task_steps import built_examples, built_splits, task_steps
+from pipelines.shards import Manifest
 
 USABLE = 0.9  # of a GPU's memory: the rest is CUDA's own, and what fragments
 
@@ -149,7 +148,7 @@ def plan_run(
     Raises:
         MMTrainError: the recipe makes no model, or a task no batches.
     """
-    manifests = {name: _built(recipe, name, data_dir) for name in recipe.tasks}
+    manifests = built_splits(recipe, data_dir)
     batches = {name: longest_batches(task, manifests[name]) for name, task in recipe.tasks.items()}
     planner = Planner(recipe, batches)
     counts = list(dict.fromkeys([recipe.num_workers, *workers]))
@@ -327,26 +326,13 @@ def _lacking(recipe: Recipe, cluster: Mapping[str, float]) -> str | None:
     return None
 
 
-def _built(recipe: Recipe, task: str, data_dir: Path) -> Manifest | None:
-    try:
-        return open_task(recipe.tasks[task], split="train", data_dir=data_dir)
-    except CorpusError:
-        return None
-
-
 def _task_plans(
     recipe: Recipe,
     batches: Mapping[str, Sequence[LongestBatch]],
     manifests: Mapping[str, Manifest | None],
 ) -> dict[str, TaskPlan]:
-    schedule = build_schedule(
-        recipe.schedule,
-        tasks=tuple(recipe.tasks),
-        num_steps=recipe.num_steps,
-        seed=recipe.seed,
-        own_steps={name: task.num_steps for name, task in recipe.tasks.items()},
-    )
-    steps = schedule.counts_before(recipe.num_steps)
+    equal = dict.fromkeys(manifests, 1) if _sizes_are_assumed(recipe, manifests) else None
+    steps = task_steps(recipe, num_examples=equal or built_examples(manifests))
     parts = recipe.num_workers * recipe.engine.accumulation
     found = {}
     for name, some in batches.items():
@@ -365,6 +351,11 @@ def _task_plans(
     return found
 
 
+def _sizes_are_assumed(recipe: Recipe, manifests: Mapping[str, Manifest | None]) -> bool:
+    """Whether the schedule goes by sizes of corpora that are not all built."""
+    return recipe.schedule.name == "proportional" and None in manifests.values()
+
+
 def _assumed(recipe: Recipe, manifests: Mapping[str, Manifest | None]) -> list[str]:
     found = []
     missing = [name for name, manifest in manifests.items() if manifest is None]
@@ -372,6 +363,8 @@ def _assumed(recipe: Recipe, manifests: Mapping[str, Manifest | None]) -> list[s
         found.append(
             f"not built: {', '.join(missing)}; inputs and targets as long as their features allow"
         )
+    if _sizes_are_assumed(recipe, manifests):
+        found.append("steps and epochs of schedule 'proportional': corpora as if equally large")
     if any(len(task.bucket_bounds) for task in recipe.tasks.values()):
         found.append("epochs of tasks with a token budget: their length buckets as often as each")
     if recipe.balancing == "pcgrad":
