@@ -6,6 +6,7 @@ own, of which nothing is read before its rates are known.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from itertools import islice
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from mmtrain.resume import check_corpora
 from mmtrain.runs import build_plan
 from pipelines.adaptive import Mixing
 from pipelines.batch import Batch
+from pipelines.errors import StreamError
 from pipelines.shards import Manifest
 from pipelines.stream import stream
 
@@ -46,7 +48,11 @@ class Feed:
         self._batches: Iterator[Batch] | None = None
 
     def micros(self, step: int) -> list[Batch]:
-        """The micro-batches of a step; steps are asked for in order."""
+        """The micro-batches of a step; steps are asked for in order.
+
+        Raises:
+            StreamError: they do not come, or not all, or others; names rank and step.
+        """
         if self._is_due(step) and step not in self._mixing.decisions:
             self._decide(step)
         if self._batches is None:
@@ -54,7 +60,15 @@ class Feed:
             self._batches = stream(
                 self.plan, start_step=step, num_steps=num_steps, config=self._config
             )
-        return [next(self._batches) for _ in range(self.plan.micro_batches(step))]
+        tasks = self.plan.micro_tasks(step)
+        micros = list(islice(self._batches, len(tasks)))
+        if [(micro.step, micro.task) for micro in micros] != [(step, task) for task in tasks]:
+            came = [(micro.step, micro.task) for micro in micros]
+            raise StreamError(
+                f"rank {self.plan.rank}: step {step} has micro-batches of {list(tasks)}, of "
+                f"(step, task) {came} came; go on with --resume"
+            )
+        return micros
 
     def ordinal(self, task: str, step: int) -> int:
         """How many global batches of a task came before a step."""

@@ -1,14 +1,10 @@
 """The plan: which rows of which shards make rank r's part of step s. Arithmetic, nothing read.
 
-A task's examples lie in length buckets (one, unless it has a token budget). The rows of a bucket
-are an endless concatenation of epochs; epoch e is a permutation keyed by (seed, task, bucket, e):
-row groups permuted, then rows shuffled inside windows of row groups. Batch j of the bucket is its
-rows [j*b, (j+1)*b). Buckets take turns in cycles that follow their sizes. So the n-th global batch
-of a task is a function of n, the state of a run is one n a task, and neither the number of ranks
-nor accumulation changes which examples it holds.
+The schedule says which tasks train at a step, `task_order.py` what the n-th global batch of a task
+holds. So the state of a run is one n a task, and neither the number of ranks nor accumulation
+changes which examples a step sees.
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -17,11 +13,9 @@ import numpy as np
 
 from pipelines.errors import PlanError
 from pipelines.schedule import Schedule, ScheduleConfig, build_schedule
+from pipelines.scheduled import scheduled
 from pipelines.shards import Manifest
-from pipelines.shuffle import keyed_order
-from pipelines.task import Task
-
-LONGEST_CYCLE = 4096  # batches: the turns of the buckets follow their sizes to one in so many
+from pipelines.task_order import TaskOrder
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,133 +63,13 @@ class BatchPlan(Protocol):
         """Steps there are."""
         ...
 
+    def micro_tasks(self, step: int) -> Sequence[str]:
+        """Task of each micro-batch of one step, in order."""
+        ...
+
     def batches(self, step: int) -> Sequence[PlannedBatch]:
         """This rank's micro-batches of one step, in order."""
         ...
-
-
-def bucket_batch_sizes(task: Task, *, bounds: Sequence[int]) -> tuple[int, ...]:
-    """Examples of a global batch of each bucket.
-
-        b_k = batch_size, or max(multiple, floor(batch_tokens / (2 bound_k) / multiple) * multiple)
-
-    so that inputs and targets, padding included, keep within `batch_tokens` wherever `multiple`
-    examples of the bucket's longest do.
-
-    Raises:
-        PlanError: neither or both of batch_size and batch_tokens are given.
-    """
-    if (task.batch_size is None) == (task.batch_tokens is None):
-        raise PlanError(f"task {task.name}: give one of batch_size and batch_tokens")
-    if task.batch_size is not None:
-        return (task.batch_size,) * len(bounds)
-    assert task.batch_tokens is not None
-    multiple = task.batch_multiple
-    budgets = (task.batch_tokens // (2 * bound) // multiple * multiple for bound in bounds)
-    return tuple(max(multiple, budget) for budget in budgets)
-
-
-class TaskOrder:
-    """The endless sequence of global batches of one task.
-
-    Args:
-        manifest: the opened split.
-        seed: key of the order.
-        shuffle_window: row groups whose rows are shuffled together.
-    """
-
-    def __init__(self, manifest: Manifest, *, seed: int, shuffle_window: int) -> None:
-        buckets = manifest.group_buckets
-        sizes = bucket_batch_sizes(manifest.task, bounds=manifest.bucket_bounds)
-        used = [number for number in range(len(sizes)) if (buckets == number).any()]
-        self._task, self._seed = manifest.task.name, seed
-        self.batch_sizes = tuple(sizes[number] for number in used)
-        self._buckets = [
-            BucketOrder(
-                manifest.group_starts,
-                groups=np.flatnonzero(buckets == number),
-                key=(seed, self._task, number),
-                window=shuffle_window,
-            )
-            for number in used
-        ]
-        turns = [b.num_rows / size for b, size in zip(self._buckets, self.batch_sizes, strict=True)]
-        scale = min(1.0, LONGEST_CYCLE / sum(turns))
-        self._turns = [max(1, round(count * scale)) for count in turns]
-        self._cycle = functools.lru_cache(maxsize=4)(self._cycle_order)
-
-    def rows(self, ordinal: int) -> np.ndarray:
-        """Row numbers of the n-th global batch, (b,) int64."""
-        bucket, begin, end = self._place(ordinal)
-        return self._buckets[bucket].rows(begin, end)
-
-    def epochs(self, ordinal: int) -> np.ndarray:
-        """Epoch in which each row of the n-th global batch is read, (b,) int64."""
-        bucket, begin, end = self._place(ordinal)
-        return np.arange(begin, end) // self._buckets[bucket].num_rows
-
-    def _place(self, ordinal: int) -> tuple[int, int, int]:
-        """Bucket of the n-th global batch, and its span in the bucket's endless sequence."""
-        cycle, turn = divmod(ordinal, sum(self._turns))
-        order, earlier = self._cycle(cycle)
-        bucket = int(order[turn])
-        batch = cycle * self._turns[bucket] + int(earlier[turn])
-        size = self.batch_sizes[bucket]
-        return bucket, batch * size, (batch + 1) * size
-
-    def _cycle_order(self, cycle: int) -> tuple[np.ndarray, np.ndarray]:
-        """Bucket of each turn of a cycle, and how many turns the bucket had before it there."""
-        order = np.repeat(np.arange(len(self._turns)), self._turns)
-        order = order[keyed_order(len(order), key=(self._seed, self._task, "turns", cycle))]
-        earlier = np.empty_like(order)
-        for bucket, count in enumerate(self._turns):
-            earlier[order == bucket] = np.arange(count)
-        return order, earlier
-
-
-class BucketOrder:
-    """The endless sequence of rows of one bucket: epochs, each a keyed permutation.
-
-    Args:
-        starts: (groups + 1,) first row of each row group of the split.
-        groups: row groups of this bucket.
-        key: of the permutations.
-        window: row groups whose rows are shuffled together.
-    """
-
-    def __init__(
-        self, starts: np.ndarray, *, groups: np.ndarray, key: tuple[int | str, ...], window: int
-    ) -> None:
-        self._starts, self._groups, self._key, self._size = starts, groups, key, window
-        self.num_rows = int((starts[groups + 1] - starts[groups]).sum())
-        self._epoch = functools.lru_cache(maxsize=2)(self._epoch_groups)
-        self._window = functools.lru_cache(maxsize=4)(self._window_rows)
-
-    def rows(self, begin: int, end: int) -> np.ndarray:
-        """Row numbers at positions begin .. end-1 of the concatenated epochs."""
-        parts = []
-        while begin < end:
-            epoch, position = divmod(begin, self.num_rows)
-            ends = self._epoch(epoch)[1]
-            window = int(np.searchsorted(ends, position, side="right"))
-            first = int(ends[window - 1]) if window else 0
-            part = self._window(epoch, window)[position - first : position - first + end - begin]
-            parts.append(part)
-            begin += len(part)
-        return np.concatenate(parts)
-
-    def _epoch_groups(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Row groups in the order of an epoch, and the position at which each window ends."""
-        groups = self._groups[keyed_order(len(self._groups), key=(*self._key, epoch))]
-        ends = np.cumsum(self._starts[groups + 1] - self._starts[groups])
-        return groups, np.append(ends[self._size - 1 : -1 : self._size], ends[-1])
-
-    def _window_rows(self, epoch: int, window: int) -> np.ndarray:
-        """Row numbers of one window of an epoch, shuffled."""
-        groups = self._epoch(epoch)[0][window * self._size : (window + 1) * self._size]
-        spans = zip(self._starts[groups].tolist(), self._starts[groups + 1].tolist(), strict=True)
-        rows = np.concatenate([np.arange(first, last) for first, last in spans])
-        return rows[keyed_order(len(rows), key=(*self._key, epoch, "window", window))]
 
 
 @dataclass(frozen=True)
@@ -231,6 +105,7 @@ class Plan:
     start_step: int = 0
     start_cursors: Mapping[str, int] | None = None
     examples: Literal["built", "augmented"] = "built"
+    _schedule: Schedule = field(init=False, repr=False, compare=False)
     _offsets: dict[str, int] = field(init=False, repr=False)
     _orders: dict[str, TaskOrder] = field(init=False, repr=False)
 
@@ -244,9 +119,19 @@ class Plan:
             check_divides(
                 task, order.batch_sizes, world_size=self.world_size, accumulation=self.accumulation
             )
-        counted = self._schedule.counts_before(self.start_step)
+        schedule = build_schedule(
+            self.schedule,
+            tasks=scheduled(
+                {name: manifest.task for name, manifest in self.manifests.items()},
+                num_examples={name: m.num_examples for name, m in self.manifests.items()},
+            ),
+            num_steps=self.num_steps,
+            seed=self.seed,
+        )
+        counted = schedule.counts_before(self.start_step)
         cursors = counted if self.start_cursors is None else self.start_cursors
         offsets = {task: cursors.get(task, 0) - counted[task] for task in self.manifests}
+        object.__setattr__(self, "_schedule", schedule)
         object.__setattr__(self, "_orders", orders)
         object.__setattr__(self, "_offsets", offsets)
 
@@ -254,16 +139,6 @@ class Plan:
         """Pickles the arguments; a rank's reader works the orders out again."""
         names = [name for name in self.__dataclass_fields__ if not name.startswith("_")]
         return type(self), tuple(getattr(self, name) for name in names)
-
-    @property
-    def _schedule(self) -> Schedule:
-        return build_schedule(
-            self.schedule,
-            tasks=tuple(self.manifests),
-            num_steps=self.num_steps,
-            seed=self.seed,
-            own_steps={name: opened.task.num_steps for name, opened in self.manifests.items()},
-        )
 
     def rates(self) -> dict[str, float]:
         """Rate of each task where the schedule is not changed on the way."""
@@ -274,9 +149,10 @@ class Plan:
         counts = self._schedule.counts_before(step)
         return {task: count + self._offsets[task] for task, count in counts.items()}
 
-    def micro_batches(self, step: int) -> int:
-        """Micro-batches of a step, of all its tasks."""
-        return len(self._schedule.tasks_at(step)) * self.accumulation
+    def micro_tasks(self, step: int) -> tuple[str, ...]:
+        """Task of each micro-batch of a step: task by task, each `accumulation` times."""
+        tasks = self._schedule.tasks_at(step)
+        return tuple(task for task in tasks for _ in range(self.accumulation))
 
     def global_rows(self, task: str, ordinal: int) -> np.ndarray:
         """Row numbers of the n-th global batch of a task, over all ranks and micro-batches."""
@@ -328,6 +204,10 @@ class SequentialPlan:
     def num_steps(self) -> int:
         """Batches that hold every row once."""
         return -(-self.manifest.num_examples // self.batch_size)
+
+    def micro_tasks(self, step: int) -> tuple[str, ...]:
+        """The task: a step is one micro-batch."""
+        return (self.manifest.task.name,)
 
     def batches(self, step: int) -> tuple[PlannedBatch, ...]:
         """This rank's part of batch `step`."""

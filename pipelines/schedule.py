@@ -1,8 +1,8 @@
 """Mixture schedules: which tasks train at a step.
 
 A schedule is a pure function of (seed, step): all ranks agree without a collective, and a resumed
-run needs the step and nothing else. Each function below lays out the whole run once, as an array
-of task numbers with one row a step (two bytes an entry, so 10 million steps are 20 MB).
+run needs the step and nothing else. Each function below lays out a run, as an array of task numbers
+with one row a step, or as segments of such (`order.py`).
 
 Names and counts follow PolyViT (arXiv:2111.12993, Sec. 3.3): U_j is the number of mini-batches of
 task j, U their sum over T tasks; every schedule trains U mini-batches. Rates may change on the way
@@ -12,8 +12,6 @@ task j, U their sum over T tasks; every schedule trains U mini-batches. Rates ma
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from math import gcd
 from typing import Literal
 
 import numpy as np
@@ -22,10 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from pipelines.adaptive import AdaptiveConfig
 from pipelines.errors import PlanError, UnknownNameError
 from pipelines.mixture import even_order, shares, tempered
+from pipelines.order import Order, SegmentedOrder, WholeOrder
+from pipelines.scheduled import ScheduledTask
 from pipelines.shuffle import keyed_order
+from pipelines.step_counts import not_shared, split_steps
 from pipelines.task import Task
-
-COUNT_EVERY = 4096  # steps between stored counts: a count costs one pass over at most so many steps
 
 
 class ScheduleConfig(BaseModel):
@@ -90,20 +89,18 @@ class Schedule:
         recipe: arguments of `build_schedule`; all that is pickled.
         tasks: names.
         rates: of the tasks, where they do not change on the way.
-        order: (steps, tasks a step) int16, numbers of tasks.
-        counts: (blocks + 1, tasks) int64, batches of each task before step `COUNT_EVERY * block`.
+        order: numbers of the tasks, step by step.
     """
 
-    recipe: tuple[str, tuple[tuple[str, int | None], ...], int, int]
+    recipe: tuple[str, tuple[ScheduledTask, ...], int, int]
     tasks: tuple[str, ...]
     rates: Mapping[str, float]
-    order: np.ndarray
-    counts: np.ndarray
+    order: Order
 
     @property
     def num_steps(self) -> int:
         """Optimizer steps of the run."""
-        return len(self.order)
+        return self.order.num_steps
 
     def tasks_at(self, step: int) -> tuple[str, ...]:
         """Tasks of one step, a mini-batch of each.
@@ -115,16 +112,14 @@ class Schedule:
             raise PlanError(
                 f"no step {step} in a schedule of {self.num_steps} steps; raise num_steps"
             )
-        return tuple(self.tasks[number] for number in self.order[step])
+        return tuple(self.tasks[number] for number in self.order.row(step))
 
     def counts_before(self, step: int) -> dict[str, int]:
         """Mini-batches of each task in steps 0 .. step-1."""
         if not 0 <= step <= self.num_steps:
             raise PlanError(f"no step {step} in a schedule of {self.num_steps} steps")
-        block = step // COUNT_EVERY
-        rest = self.order[block * COUNT_EVERY : step]
-        counts = self.counts[block] + np.bincount(rest.ravel(), minlength=len(self.tasks))
-        return {task: int(count) for task, count in zip(self.tasks, counts, strict=True)}
+        counts = self.order.counts_before(step).tolist()
+        return dict(zip(self.tasks, counts, strict=True))
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickles what it was built from; the order is laid out again where it is needed."""
@@ -132,21 +127,15 @@ class Schedule:
 
 
 def build_schedule(
-    config: ScheduleConfig,
-    *,
-    tasks: Sequence[str],
-    num_steps: int,
-    seed: int,
-    own_steps: Mapping[str, int | None] | None = None,
+    config: ScheduleConfig, *, tasks: Sequence[ScheduledTask], num_steps: int, seed: int
 ) -> Schedule:
     """Lays out a run of `num_steps` optimizer steps; one process lays it out once.
 
     Args:
         config: which schedule, and its numbers.
-        tasks: of the run, in order.
+        tasks: of the run, in order; a task to which the config gives no rate has its own steps.
         num_steps: optimizer steps of the run.
         seed: of random orders.
-        own_steps: `Task.num_steps`, the rates of tasks to which the config gives none.
 
     Raises:
         UnknownNameError: there is no such schedule, or a rate is for no task of the run.
@@ -154,33 +143,35 @@ def build_schedule(
     """
     if config.name not in SCHEDULES:
         raise UnknownNameError("schedule", config.name, tuple(SCHEDULES))
+    names = tuple(task.name for task in tasks)
     for task in [*config.rates, *(task for rates in config.rates_at.values() for task in rates)]:
-        if task not in tasks:
-            raise UnknownNameError("task of the schedule", task, tuple(tasks))
+        if task not in names:
+            raise UnknownNameError("task of the schedule", task, names)
     if config.rates_at and config.name not in ("mixture", "adaptive"):
         raise PlanError(
             f"schedule.rates_at changes rates on the way, schedule {config.name!r} has fixed ones; "
             "set schedule.name=mixture"
         )
-    owned = tuple((task, (own_steps or {}).get(task)) for task in tasks)
-    return _build(config.model_dump_json(), owned, num_steps, seed)
+    if config.rates and config.name == "proportional":
+        raise PlanError(
+            f"schedule.rates gives {config.rates}, schedule 'proportional' goes by the sizes of "
+            "the corpora; set schedule.rates={}, or schedule.name=weighted"
+        )
+    return _build(config.model_dump_json(), tuple(tasks), num_steps, seed)
 
 
 @functools.lru_cache(maxsize=4)
 def _build(
-    config_json: str, owned: tuple[tuple[str, int | None], ...], num_steps: int, seed: int
+    config_json: str, tasks: tuple[ScheduledTask, ...], num_steps: int, seed: int
 ) -> Schedule:
     config = ScheduleConfig.model_validate_json(config_json)
-    tasks = tuple(task for task, _ in owned)
-    rates = {task: config.rates.get(task, own or 1.0) for task, own in owned}
+    names = tuple(task.name for task in tasks)
+    rates = {task.name: config.rates.get(task.name, task.num_steps or 1.0) for task in tasks}
     config = config.model_copy(update={"rates": tempered(rates, temperature=config.temperature)})
-    order = SCHEDULES[config.name](config, num_steps=num_steps, seed=seed)
-    num_blocks = len(order) // COUNT_EVERY
-    counts = np.zeros((num_blocks + 1, len(tasks)), np.int64)
-    for block in range(num_blocks):
-        rows = order[block * COUNT_EVERY : (block + 1) * COUNT_EVERY]
-        counts[block + 1] = counts[block] + np.bincount(rows.ravel(), minlength=len(tasks))
-    return Schedule((config_json, owned, num_steps, seed), tasks, config.rates, order, counts)
+    order = SCHEDULES[config.name](config, tasks=tasks, num_steps=num_steps, seed=seed)
+    if isinstance(order, np.ndarray):
+        order = WholeOrder(order, num_tasks=len(tasks))
+    return Schedule((config_json, tasks, num_steps, seed), names, config.rates, order)
 
 
 def run_steps(tasks: Iterable[Task], *, config: ScheduleConfig) -> int:
@@ -199,70 +190,72 @@ def run_steps(tasks: Iterable[Task], *, config: ScheduleConfig) -> int:
     if config.name != "accumulating":
         return total
     if total % num_tasks and config.remainder == "refuse":
-        raise PlanError(_not_shared(total, unit=num_tasks, tasks=[task.name for task in chosen]))
+        raise PlanError(not_shared(total, unit=num_tasks, tasks=[task.name for task in chosen]))
     return total // num_tasks
 
 
-def split_steps(
-    total: int, *, rates: Mapping[str, float], remainder: str = "share"
-) -> dict[str, int]:
-    """U_j: `total` shared out by rates, exactly: floors, then one more to the largest remainders.
-
-    Ties go to the task named first.
-
-    Raises:
-        PlanError: a task would get no step at all, or there is a remainder and `remainder` is
-            "refuse".
-    """
-    whole = sum(rates.values())
-    parts = {task: total * (rate / whole) for task, rate in rates.items()}
-    steps = {task: int(share + 1e-9) for task, share in parts.items()}
-    if remainder == "refuse" and any(abs(steps[task] - parts[task]) > 1e-6 for task in rates):
-        raise PlanError(_not_shared(total, unit=_whole_unit(rates), tasks=list(rates)))
-    by_remainder = sorted(rates, key=lambda task: steps[task] - parts[task])
-    for task in by_remainder[: total - sum(steps.values())]:
-        steps[task] += 1
-    empty = [task for task, count in steps.items() if count == 0]
-    if empty:
-        raise PlanError(f"no mini-batch for {empty} in {total}; raise num_steps or their rates")
-    return steps
-
-
-def _whole_unit(rates: Mapping[str, float]) -> int | None:
-    """The least number of steps that whole rates share without a remainder."""
-    if any(rate != int(rate) for rate in rates.values()):
-        return None
-    whole = [int(rate) for rate in rates.values()]
-    return sum(whole) // gcd(*whole)
-
-
-def _not_shared(total: int, *, unit: int | None, tasks: Sequence[str]) -> str:
-    near = "set schedule.remainder=share"
-    if unit is not None:
-        lower = total // unit * unit
-        near = f"use {' or '.join(str(n) for n in (lower, lower + unit) if n)}, or {near}"
-    return f"{total} steps cannot be shared out among {list(tasks)} without a remainder; {near}"
-
-
-def alternating(config: ScheduleConfig, *, num_steps: int, seed: int) -> np.ndarray:
+def alternating(config: ScheduleConfig, *, num_steps: int, seed: int, **_: object) -> np.ndarray:
     """1, 2, .., T, 1, 2, ..: U/T of each; the first tasks take the remainder."""
     equal = dict.fromkeys(config.rates, 1.0)
     split_steps(num_steps, rates=equal, remainder=config.remainder)  # refuses what cannot be
     return (np.arange(num_steps) % len(equal)).astype(np.int16)[:, None]
 
 
-def uniform(config: ScheduleConfig, *, num_steps: int, seed: int) -> np.ndarray:
+def uniform(config: ScheduleConfig, *, num_steps: int, seed: int, **_: object) -> np.ndarray:
     """A random order of U/T mini-batches of each; the first tasks take the remainder."""
     return _shuffled(alternating(config, num_steps=num_steps, seed=seed), seed)
 
 
-def weighted(config: ScheduleConfig, *, num_steps: int, seed: int) -> np.ndarray:
+def weighted(config: ScheduleConfig, *, num_steps: int, seed: int, **_: object) -> np.ndarray:
     """A random order of U_j mini-batches of each task j."""
     steps = split_steps(num_steps, rates=config.rates, remainder=config.remainder)
-    return _shuffled(np.repeat(_numbers(config), list(steps.values()))[:, None], seed)
+    return _in_random_order(steps, config, seed)
 
 
-def task_by_task(config: ScheduleConfig, *, num_steps: int, seed: int) -> np.ndarray:
+def proportional(
+    config: ScheduleConfig, *, tasks: Sequence[ScheduledTask], num_steps: int, seed: int
+) -> np.ndarray:
+    """A random order in which each task's share of the mini-batches is its corpus's of examples.
+
+        U_j / U = e_j / sum_i e_i, of e^(1/T) with a temperature T
+
+    with e_j training examples of task j. WO2023059737A1, claim 10; T5 (arXiv:1910.10683,
+    Sec. 3.5.2) mixes so, without a limit.
+    """
+    unknown = [task.name for task in tasks if not task.num_examples]
+    if unknown:
+        raise PlanError(
+            f"schedule 'proportional' goes by the sizes of the training corpora, and those of "
+            f"{unknown} are not known: build them (mmtrain build), or set schedule.name=weighted"
+        )
+    sizes = {task.name: float(task.num_examples or 0) for task in tasks}
+    rates = tempered(sizes, temperature=config.temperature)
+    return weighted(config.model_copy(update={"rates": rates}), num_steps=num_steps, seed=seed)
+
+
+def equal_modalities(
+    config: ScheduleConfig, *, tasks: Sequence[ScheduledTask], num_steps: int, seed: int
+) -> np.ndarray:
+    """A random order of U/M mini-batches of each modality, shared by rates among its tasks.
+
+    WO2023059737A1, claim 8; with a large temperature also claim 9: as many of each task of a
+    modality. What does not divide goes to the first modalities.
+    """
+    modalities = {task.modality: 1.0 for task in tasks}
+    totals = split_steps(num_steps, rates=modalities, remainder=config.remainder)
+    steps: dict[str, int] = {}
+    for modality, total in totals.items():
+        rates = {t.name: config.rates[t.name] for t in tasks if t.modality == modality}
+        try:
+            steps |= split_steps(total, rates=rates, remainder=config.remainder)
+        except PlanError as error:
+            raise PlanError(
+                f"modality {modality} has {total} of {num_steps} steps: {error}"
+            ) from None
+    return _in_random_order(steps, config, seed)
+
+
+def task_by_task(config: ScheduleConfig, *, num_steps: int, seed: int, **_: object) -> np.ndarray:
     """All U_j mini-batches of one task, then all of the next, tasks in a random order."""
     split = split_steps(num_steps, rates=config.rates, remainder=config.remainder)
     steps = np.array(list(split.values()))
@@ -270,7 +263,7 @@ def task_by_task(config: ScheduleConfig, *, num_steps: int, seed: int) -> np.nda
     return np.repeat(_numbers(config)[order], steps[order])[:, None]
 
 
-def accumulating(config: ScheduleConfig, *, num_steps: int, seed: int) -> np.ndarray:
+def accumulating(config: ScheduleConfig, *, num_steps: int, seed: int, **_: object) -> np.ndarray:
     """Every step sums the gradients of one mini-batch of every task.
 
     For the U mini-batches of the other schedules ask for U/T steps.
@@ -278,7 +271,7 @@ def accumulating(config: ScheduleConfig, *, num_steps: int, seed: int) -> np.nda
     return np.broadcast_to(_numbers(config), (num_steps, len(config.rates)))
 
 
-def mixture(config: ScheduleConfig, *, num_steps: int, seed: int) -> np.ndarray:
+def mixture(config: ScheduleConfig, *, num_steps: int, seed: int, **_: object) -> np.ndarray:
     """Rates that change on the way, in the order that keeps to them within one mini-batch."""
     rates = config.rates
     given = config.rates_at or {0: rates}
@@ -290,7 +283,7 @@ def mixture(config: ScheduleConfig, *, num_steps: int, seed: int) -> np.ndarray:
     return even_order(share)[:, None]
 
 
-def adaptive(config: ScheduleConfig, *, num_steps: int, seed: int) -> np.ndarray:
+def adaptive(config: ScheduleConfig, *, num_steps: int, seed: int, **_: object) -> SegmentedOrder:
     """Rates decided every so many steps from the tasks' losses; each as even as `mixture`.
 
     A decision is whole mini-batches of the steps until the next, so what is laid out up to a
@@ -299,25 +292,20 @@ def adaptive(config: ScheduleConfig, *, num_steps: int, seed: int) -> np.ndarray
     every = config.adaptive.decide_every
     if wrong := [step for step in config.rates_at if step % every]:
         raise PlanError(f"decisions at steps {wrong}, schedule.adaptive.decide_every is {every}")
-    first = split_steps(every, rates=config.rates)
-    points = {0: first} | {step: config.rates_at[step] for step in sorted(config.rates_at)}
-    starts = [*points, max(num_steps, *points)]
-    parts = []
-    for start, end in pairwise(starts):
-        order = _even_segment(tuple(points[start][task] for task in config.rates))
-        parts.append(np.tile(order, -(-(end - start) // every))[: end - start])
-    return np.concatenate(parts)[:num_steps, None]
-
-
-@functools.lru_cache(maxsize=64)
-def _even_segment(counts: tuple[float, ...]) -> np.ndarray:
-    """So many mini-batches of each task, evenly spread."""
-    total = round(sum(counts))
-    return even_order(np.repeat(np.array(counts)[:, None] / total, total, axis=1))
+    points = {0: split_steps(every, rates=config.rates)} | config.rates_at
+    starts = sorted(points)
+    counts = [[round(points[start][task]) for task in config.rates] for start in starts]
+    return SegmentedOrder(np.array(starts), np.array(counts), num_steps=num_steps)
 
 
 def _numbers(config: ScheduleConfig) -> np.ndarray:
     return np.arange(len(config.rates), dtype=np.int16)
+
+
+def _in_random_order(steps: Mapping[str, int], config: ScheduleConfig, seed: int) -> np.ndarray:
+    """So many mini-batches of each task, in an order that the seed decides."""
+    counts = [steps[task] for task in config.rates]
+    return _shuffled(np.repeat(_numbers(config), counts)[:, None], seed)
 
 
 def _shuffled(order: np.ndarray, seed: int) -> np.ndarray:
@@ -330,6 +318,8 @@ SCHEDULES = {
         alternating,
         uniform,
         weighted,
+        proportional,
+        equal_modalities,
         task_by_task,
         accumulating,
         mixture,

@@ -10,11 +10,12 @@ import pickle
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from pipelines import modalities
 from pipelines.augment import augment
 from pipelines.batch import Batch
+from pipelines.batch_table import SCHEMA, from_table, to_row
 from pipelines.build import quiet_context
 from pipelines.errors import MMTrainError, StreamError
 from pipelines.modalities import Feature, Padded
@@ -33,14 +35,6 @@ from pipelines.shards import ShardReader
 
 RANGES = 4096  # ranges of steps in one Ray Dataset; the next Dataset starts where it ends
 TURN_S = 0.05  # of the scheduling loop; a turn moves all blocks that are ready
-ARRAYS = tuple(f.name for f in fields(Batch) if f.type is np.ndarray)
-
-SCHEMA = pa.schema(
-    {"step": pa.int64(), "micro": pa.int64(), "task": pa.string(), "error": pa.binary()}
-    | {name: pa.large_binary() for name in ARRAYS}
-    | {f"{name}_shape": pa.list_(pa.int64()) for name in ARRAYS}
-    | {f"{name}_dtype": pa.string() for name in ARRAYS}
-)
 
 
 class StreamConfig(BaseModel):
@@ -136,7 +130,8 @@ def stream(
         config: None: the defaults.
 
     Raises:
-        StreamError: no batch came within `config.timeout_s`; names rank, step and tasks.
+        StreamError: no batch came within `config.timeout_s`, the readers ended early, or another
+            batch came than the planned one; names rank and step.
         CorpusError: a shard changed while it was read.
     """
     config = config or StreamConfig()
@@ -159,41 +154,70 @@ def _stream_ranges(plan: BatchPlan, begin: int, end: int, config: StreamConfig) 
     dataset = _dataset(plan, begin, end, config)
     puller = threading.Thread(target=_pull, args=(dataset, ready, stopped), daemon=True)
     puller.start()
-    step = begin
+    waiting: deque[Batch] = deque()
     try:
-        while step < end:
-            for batch in _take(ready, plan, step, config.timeout_s):
-                step = batch.step + 1
+        for step in range(begin, end):
+            for micro, task in enumerate(plan.micro_tasks(step)):  # a block may end inside a step
+                while not waiting:
+                    waiting.extend(_take(ready, plan, _Place(step, micro, task), config.timeout_s))
+                batch = waiting.popleft()
+                came, planned = _Place.of(batch), _Place(step, micro, task)
+                if came != planned:
+                    raise StreamError(
+                        f"rank {plan.rank}: {came} came in place of {planned}; go on with --resume"
+                    )
                 yield batch
     finally:
         stopped.set()
         puller.join(timeout=10)  # Ray may be shut down next
 
 
+class _Place(NamedTuple):
+    """Which micro-batch of a plan a batch is."""
+
+    step: int
+    micro: int
+    task: str
+
+    @classmethod
+    def of(cls, batch: Batch) -> "_Place":
+        return cls(batch.step, batch.micro, batch.task)
+
+    def __str__(self) -> str:
+        return f"step {self.step}, micro-batch {self.micro} ({self.task})"
+
+
 def _take(
-    ready: "queue.Queue[_Ready]", plan: BatchPlan, step: int, timeout_s: float
+    ready: "queue.Queue[_Ready]", plan: BatchPlan, place: _Place, timeout_s: float
 ) -> list[Batch]:
+    """The next batches, which begin with the one of that place."""
     try:
         taken = ready.get(timeout=timeout_s)
     except queue.Empty:
-        tasks = sorted({planned.task for planned in plan.batches(step)})
+        tasks = sorted(set(plan.micro_tasks(place.step)))
         raise StreamError(
-            f"rank {plan.rank} waited {timeout_s:g} s for step {step} (tasks {tasks}); the cluster "
-            f"has {ray.available_resources().get('CPU', 0):g} of "
+            f"rank {plan.rank} waited {timeout_s:g} s for step {place.step} (tasks {tasks}); the "
+            f"cluster has {ray.available_resources().get('CPU', 0):g} of "
             f"{ray.cluster_resources().get('CPU', 0):g} CPUs free: add CPUs, use fewer workers, "
             "or raise stream.timeout_s where the file system is slow"
         ) from None
     if taken.error is not None:
         raise taken.error
+    if taken.ended:
+        raise StreamError(
+            f"rank {plan.rank}: the readers ended before {place} came; go on with --resume, and "
+            "see Ray's log of the reader if it happens again"
+        )
     return taken.batches
 
 
 @dataclass(frozen=True, slots=True)
 class _Ready:
-    """What the puller hands over: batches, or why there are no more."""
+    """What the puller hands over: batches, or that there are no more and why."""
 
     batches: list[Batch]
     error: BaseException | None = None
+    ended: bool = False
 
 
 def _pull(
@@ -206,6 +230,7 @@ def _pull(
             for table in tables:
                 if not _put(ready, _Ready(from_table(table)), stopped):
                     return
+        _put(ready, _Ready([], ended=True), stopped)
     except Exception as error:  # handed to the train loop, which raises it
         _put(ready, _Ready([], error), stopped)
 
@@ -307,39 +332,3 @@ class RangeReader:
         for step in range(begin, end):
             for planned in self._plan.batches(step):
                 yield assemble(planned, plan=self._plan, reader=self._reader)
-
-
-def to_row(batch: Batch) -> dict[str, object]:
-    """A batch as a row of SCHEMA; an array is its bytes, its shape and its dtype."""
-    row: dict[str, object] = {"step": batch.step, "micro": batch.micro, "task": batch.task}
-    for name in ARRAYS:
-        array = np.ascontiguousarray(getattr(batch, name))
-        row |= {name: array.data.cast("B") if array.size else b""}
-        row |= {f"{name}_shape": array.shape, f"{name}_dtype": array.dtype.str}
-    return row
-
-
-def from_table(table: pa.Table) -> list[Batch]:
-    """The batches of a table; arrays are copies, so that no block stays in the object store.
-
-    Raises:
-        MMTrainError: the reader's, where it sent one.
-    """
-    rows = table.drop_columns(list(ARRAYS)).to_pylist()
-    for row in rows:
-        if row["error"] is not None:
-            raise pickle.loads(row["error"])
-    return [
-        Batch(
-            step=row["step"],
-            micro=row["micro"],
-            task=row["task"],
-            **{name: _array(table[name][i], row, name) for name in ARRAYS},
-        )
-        for i, row in enumerate(rows)
-    ]
-
-
-def _array(cell: pa.Scalar, row: dict[str, Any], name: str) -> np.ndarray:
-    flat = np.frombuffer(cell.as_buffer(), np.dtype(row[f"{name}_dtype"]))
-    return flat.reshape(row[f"{name}_shape"]).copy()

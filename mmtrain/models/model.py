@@ -15,8 +15,8 @@ of this package with a `Body` and its `Config`:
     Body.output_group                 optional: the group whose units are the width that heads read
     NETS                              optional: all nets that it has, by a modality net's name, e.g.
                                       {"image": "image_patches"}; without it, all by their own
-    build_adapter(config)             optional: a module Encoded -> Encoded between each stem and
-                                      the body, owned by the modality; None: there is none
+    build_adapter(config)             optional: a module (Encoded, body) -> Encoded, owned by the
+                                      modality, that calls the body's encode; None: there is none
 
 Every parameter has one owner, and a step on a task trains whole owners: `owners(task)`.
 """
@@ -270,7 +270,7 @@ class MultiTaskModel(nn.Module):
         encoded = self.stems[spec.input_net](inputs, input_lengths)
         encoded = replace(encoded, drop_layer=spec.drop_layer)
         if spec.input_net in self.adapters:
-            encoded = self.adapters[spec.input_net](encoded)
+            return self.adapters[spec.input_net](encoded, self.body)
         return self.body.encode(encoded)
 
     def head(self, task: str) -> Any:

@@ -1,8 +1,9 @@
 """PolyViT: one vision transformer for pictures, clips and sounds (and texts).
 
 Likhosherstov et al., arXiv:2111.12993. Each modality's net makes tokens with a class token first;
-`num_adapter_blocks` blocks may follow that are the modality's own; all other blocks and the last
-norm are shared. With a single modality it is a plain vision transformer.
+its first `num_adapter_blocks` blocks and its last `num_adapter_blocks_after` may be the modality's
+own; the blocks between them and the last norm are shared. With a single modality it is a plain
+vision transformer.
 """
 
 from collections.abc import Iterable
@@ -61,6 +62,9 @@ class Config(BaseModel):
     num_adapter_blocks: int = Field(
         default=0, ge=0, description="Of them, the first ones, which each modality has for itself."
     )
+    num_adapter_blocks_after: int = Field(
+        default=0, ge=0, description="Of them, the last ones, which each modality has for itself."
+    )
     num_heads: int = Field(default=4, ge=1, description="Attention heads; they divide model_dim.")
     mlp_dim: int = Field(default=384, ge=1, description="Hidden width of a block's wide layer.")
     drop_prob: float = Field(default=0.0, ge=0, lt=1, description="Dropout of a block's branches.")
@@ -73,8 +77,8 @@ class Config(BaseModel):
     )
     drop_ramp: Literal["whole", "restart"] = Field(
         default="whole",
-        description="Stochastic depth rises over all blocks, or within a modality's own blocks "
-        "once by itself and over the shared ones as if nothing were there, as released code does.",
+        description="Stochastic depth rises over all blocks, or within a modality's first blocks "
+        "once by itself and over the others as if nothing were there, as released code does.",
     )
     experts: Literal["none", "every_second"] = Field(
         default="none", description="Whether every second block has experts, of the shared ones."
@@ -128,7 +132,7 @@ def depth_of(config: Config, place: int) -> float:
 
         l / (L - 1) for block l of L, adapters counted in        arXiv:1603.09382, Sec. 3
 
-    With `drop_ramp="restart"`, l / (L_adapt - 1) for an adapter.
+    With `drop_ramp="restart"`, l / (L_adapt - 1) for an adapter before the shared blocks.
     """
     last = config.num_layers - 1
     if config.drop_ramp == "restart" and place < config.num_adapter_blocks:
@@ -136,13 +140,33 @@ def depth_of(config: Config, place: int) -> float:
     return place / last if last else 0.0
 
 
-def build_block(config: Config, place: int, *, first: int = 0) -> TransformerBlock:
-    """The block at `place`, from 0, of all that an input passes.
+def shared_places(config: Config) -> range:
+    """Places, from 0, of the shared blocks among all that an input passes.
 
-    Its units are those of "blocks.<number>" in the config, counted from block `first`.
+    Raises:
+        BodyError: a modality has more blocks for itself than there are.
     """
-    is_shared = place >= config.num_adapter_blocks
-    units = UnitCounts(config.units).below(f"blocks.{place - first}")
+    before, after = config.num_adapter_blocks, config.num_adapter_blocks_after
+    if before + after > config.num_layers:
+        raise BodyError(
+            f"num_adapter_blocks {before} and num_adapter_blocks_after {after} are more than "
+            f"num_layers {config.num_layers}; together use 0 to {config.num_layers}"
+        )
+    return range(before, config.num_layers - after)
+
+
+def build_blocks(config: Config, places: range, *, path: str) -> nn.ModuleList:
+    """The blocks at these places; their units are those of "<path>.<number>" in the config."""
+    units = UnitCounts(config.units)
+    return nn.ModuleList(
+        build_block(config, place, units=units.below(f"{path}.{number}"))
+        for number, place in enumerate(places)
+    )
+
+
+def build_block(config: Config, place: int, *, units: UnitCounts) -> TransformerBlock:
+    """The block at `place`, from 0, of all that an input passes."""
+    is_shared = place in shared_places(config)
     has_experts = config.experts == "every_second" and is_shared and place % 2 == 1
     return TransformerBlock(
         config.model_dim,
@@ -184,17 +208,20 @@ def run_blocks(blocks: Iterable[nn.Module], inputs: Encoded) -> Encoded:
 
 
 class Adapter(nn.Module):
-    """The first blocks, of one modality alone."""
+    """The first and the last blocks, of one modality alone."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
-            build_block(config, place) for place in range(config.num_adapter_blocks)
+        shared = shared_places(config)
+        self.blocks = build_blocks(config, range(shared.start), path="blocks")
+        self.blocks_after = build_blocks(
+            config, range(shared.stop, config.num_layers), path="blocks_after"
         )
         check_units(config.units, self)
 
-    def forward(self, inputs: Encoded) -> Encoded:
-        return run_blocks(self.blocks, inputs)
+    def forward(self, inputs: Encoded, body: "Body") -> Encoded:
+        """What the body makes of the positions between its own blocks and its last norm."""
+        return body.encode(run_blocks(self.blocks, inputs), after=self.blocks_after)
 
     def prunable_units(self) -> tuple[UnitGroup, ...]:
         """Heads and hidden units of each block."""
@@ -203,14 +230,17 @@ class Adapter(nn.Module):
 
 def build_adapter(config: Config) -> Adapter | None:
     """A modality's own blocks; None when all blocks are shared."""
-    return Adapter(config) if config.num_adapter_blocks else None
+    return Adapter(config) if len(shared_places(config)) < config.num_layers else None
 
 
 def vit_blocks(config: Config, net: str) -> list[str]:
     """Names of the blocks that an input of a modality net passes, as a plain ViT's are in order."""
-    own = config.num_adapter_blocks
-    names = [f"adapters.{net}.blocks.{place}" for place in range(own)]
-    return names + [f"body.blocks.{place}" for place in range(config.num_layers - own)]
+    paths = {
+        f"adapters.{net}.blocks": config.num_adapter_blocks,
+        "body.blocks": len(shared_places(config)),
+        f"adapters.{net}.blocks_after": config.num_adapter_blocks_after,
+    }
+    return [f"{path}.{number}" for path, count in paths.items() for number in range(count)]
 
 
 class Body(nn.Module):
@@ -226,15 +256,7 @@ class Body(nn.Module):
             raise BodyError(
                 f"num_heads {config.num_heads} does not divide model_dim {config.model_dim}"
             )
-        if config.num_adapter_blocks > config.num_layers:
-            raise BodyError(
-                f"num_adapter_blocks {config.num_adapter_blocks} is more than num_layers "
-                f"{config.num_layers}; use 0 to {config.num_layers}"
-            )
-        self.blocks = nn.ModuleList(
-            build_block(config, place, first=config.num_adapter_blocks)
-            for place in range(config.num_adapter_blocks, config.num_layers)
-        )
+        self.blocks = build_blocks(config, shared_places(config), path="blocks")
         self.norm = nn.LayerNorm(config.model_dim, eps=config.layer_norm_eps)
         own = {name: n for name, n in config.units.items() if not name.startswith("adapters.")}
         check_units(own, self)
@@ -247,9 +269,14 @@ class Body(nn.Module):
         """Children that a head depends on: all."""
         return ("blocks", "norm")
 
-    def encode(self, inputs: Encoded) -> Encoded:
-        """(B, S, D) to (B, S, D), zero at padding; frames of one example become their mean."""
-        encoded = run_blocks(self.blocks, inputs)
+    def encode(self, inputs: Encoded, *, after: Iterable[nn.Module] = ()) -> Encoded:
+        """(B, S, D) to (B, S, D), zero at padding; frames of one example become their mean.
+
+        Args:
+            inputs: the positions.
+            after: blocks of the inputs' modality that come between the shared ones and the norm.
+        """
+        encoded = run_blocks((*self.blocks, *after), inputs)
         values_BSD, mask_BS = self.norm(encoded.values_BSD), encoded.mask_BS
         if encoded.frames > 1:
             values_BSD = values_BSD.unflatten(0, (-1, encoded.frames)).mean(1)

@@ -17,12 +17,13 @@ from mmtrain.optim import OPTIMIZERS
 from mmtrain.planning.footprint import Footprint, StepTracer, meta_model
 from mmtrain.planning.longest import LongestBatch, longest_batches
 from mmtrain.planning.refusals import Combination, combinations, why_refused
-from mmtrain.planning.tasks import TaskPlan, built_vocabulary, open_built, task_plans
+from mmtrain.planning.tasks import TaskPlan, built_vocabulary, sizes_are_assumed, task_plans
 from mmtrain.planning.traffic import Traffic, step_traffic
 from mmtrain.planning.zero_memory import FP32, Parameter, RankMemory, keeps_gradients, rank_memory
 from mmtrain.preflight import PreflightError, check_resources, checkpoint_bytes
 from mmtrain.recipe import Recipe
 from mmtrain.runs import task_specs
+from mmtrain.task_steps import built_splits
 from pipelines.shards import Manifest
 from pipelines.vocabulary import Vocabulary
 
@@ -127,7 +128,7 @@ def plan_run(
     Raises:
         MMTrainError: the recipe makes no model, or a task no batches.
     """
-    manifests = {name: open_built(recipe, name, data_dir=data_dir) for name in recipe.tasks}
+    manifests = built_splits(recipe, data_dir)
     vocabulary = built_vocabulary(manifests, data_dir=data_dir)
     recipe = recipe.with_(model=fitted(recipe, vocabulary))
     batches = {name: longest_batches(task, manifests[name]) for name, task in recipe.tasks.items()}
@@ -316,6 +317,8 @@ def _assumed(
         found.append(
             f"not built: {', '.join(missing)}; inputs and targets as long as their features allow"
         )
+    if sizes_are_assumed(recipe, manifests):
+        found.append("steps and epochs of schedule 'proportional': corpora as if equally large")
     if vocabulary is None and recipe.model.vocab_size is not None:
         found.append(f"a vocabulary of {recipe.model.vocab_size} tokens, as the recipe allows")
     if any(len(task.bucket_bounds) for task in recipe.tasks.values()):

@@ -14,9 +14,9 @@ from pipelines import modalities
 from pipelines.batch import Batch
 from pipelines.errors import MMTrainError
 from pipelines.modalities import Feature
-from pipelines.plan import bucket_batch_sizes
 from pipelines.shards import Manifest
 from pipelines.task import Task
+from pipelines.task_order import bucket_batch_sizes
 
 Shape = tuple[int, ...]
 

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from mmtrain.planning.longest import LongestBatch
 from mmtrain.recipe import Recipe
-from pipelines.errors import CorpusError
+from mmtrain.task_steps import built_examples, task_steps
 from pipelines.plan import one_vocabulary
-from pipelines.schedule import build_schedule
-from pipelines.shards import Manifest, open_task, vocabulary_path
+from pipelines.shards import Manifest, vocabulary_path
 from pipelines.vocabulary import Vocabulary
 
 
@@ -36,14 +35,6 @@ class TaskPlan:
     epochs: float | None
 
 
-def open_built(recipe: Recipe, task: str, *, data_dir: Path) -> Manifest | None:
-    """The training split of a task; None: it is not built as the recipe has it."""
-    try:
-        return open_task(recipe.tasks[task], split="train", data_dir=data_dir)
-    except CorpusError:
-        return None
-
-
 def built_vocabulary(
     manifests: Mapping[str, Manifest | None], *, data_dir: Path
 ) -> Vocabulary | None:
@@ -60,14 +51,8 @@ def task_plans(
     manifests: Mapping[str, Manifest | None],
 ) -> dict[str, TaskPlan]:
     """Each task of a recipe, by what is built of it and its longest batches."""
-    schedule = build_schedule(
-        recipe.schedule,
-        tasks=tuple(recipe.tasks),
-        num_steps=recipe.num_steps,
-        seed=recipe.seed,
-        own_steps={name: task.num_steps for name, task in recipe.tasks.items()},
-    )
-    steps = schedule.counts_before(recipe.num_steps)
+    equal = dict.fromkeys(manifests, 1) if sizes_are_assumed(recipe, manifests) else None
+    steps = task_steps(recipe, num_examples=equal or built_examples(manifests))
     parts = recipe.num_workers * recipe.engine.accumulation
     found = {}
     for name, some in batches.items():
@@ -84,3 +69,8 @@ def task_plans(
             epochs=steps[name] * mean / examples if examples else None,
         )
     return found
+
+
+def sizes_are_assumed(recipe: Recipe, manifests: Mapping[str, Manifest | None]) -> bool:
+    """Whether the schedule goes by sizes of corpora that are not all built."""
+    return recipe.schedule.name == "proportional" and None in manifests.values()

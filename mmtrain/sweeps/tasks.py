@@ -3,7 +3,7 @@
 import json
 
 from mmtrain.recipe import Recipe
-from mmtrain.tuning.alone import task_steps
+from mmtrain.task_steps import task_steps
 from mmtrain.tuning.sweep import Choice, LogUniform, SweepConfig, SweepError, Whole
 from pipelines.task import Task
 

@@ -9,28 +9,19 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mmtrain.recipe import Recipe
+from mmtrain.task_steps import task_steps
 from mmtrain.tuning.score import REFERENCES
 from mmtrain.tuning.sweep import SweepConfig, SweepError, Values, apply_values
 from mmtrain.tuning.trials import TrialRecord
 from pipelines.files import write_whole
-from pipelines.schedule import build_schedule
 
 
-def task_steps(recipe: Recipe) -> dict[str, int]:
-    """Mini-batches of each task in a run of the recipe."""
-    schedule = build_schedule(
-        recipe.schedule,
-        tasks=tuple(recipe.tasks),
-        num_steps=recipe.num_steps,
-        seed=recipe.seed,
-        own_steps={name: task.num_steps for name, task in recipe.tasks.items()},
-    )
-    return schedule.counts_before(recipe.num_steps)
-
-
-def alone_recipe(recipe: Recipe, task: str) -> Recipe:
+def alone_recipe(
+    recipe: Recipe, task: str, *, num_examples: Mapping[str, int] | None = None
+) -> Recipe:
     """The recipe of one task, for as many steps as it has in the joint run."""
-    return recipe.only([task]).with_(num_steps=task_steps(recipe)[task])
+    steps = task_steps(recipe, num_examples=num_examples)
+    return recipe.only([task]).with_(num_steps=steps[task])
 
 
 def alone_sweep(sweep: SweepConfig, task: str) -> SweepConfig:

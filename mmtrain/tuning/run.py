@@ -22,6 +22,7 @@ from rich.console import Console
 from mmtrain.export import code_version
 from mmtrain.recipe import Recipe
 from mmtrain.runs import BUNDLE, CHECKPOINTS, RECIPE, RunFailedError, prepare_run
+from mmtrain.task_steps import built_examples, built_splits
 from mmtrain.tracking import Tracker, TrackingConfig, tracking_uri
 from mmtrain.tune import TrialsRun, run_trials
 from mmtrain.tuning.alone import alone_recipe, alone_sweep, joint_recipe, write_references
@@ -310,6 +311,7 @@ def run_alone_sweeps(
     Each task's sweep is in `tasks/<task>`, its run in MLflow under the joint one.
     """
     began, out, console = time.monotonic(), out.absolute(), console or Console()
+    sizes = built_examples(built_splits(recipe, data_dir))
     parts = {task: alone_sweep(sweep, task) for task in recipe.tasks}  # refused before any starts
     config = tracking or TrackingConfig()
     config = config.model_copy(update={"uri": tracking_uri(config, out=out)})
@@ -321,7 +323,7 @@ def run_alone_sweeps(
         for task, part in parts.items():
             console.print(f"{task} alone ...", highlight=False)
             found[task] = run_sweep(
-                alone_recipe(recipe, task),
+                alone_recipe(recipe, task, num_examples=sizes),
                 part,
                 out=out / "tasks" / task,
                 data_dir=data_dir,

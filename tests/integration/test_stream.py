@@ -3,11 +3,13 @@ import time
 import numpy as np
 import pytest
 
+from pipelines import stream as stream_module
+from pipelines.batch_table import ARRAYS
 from pipelines.errors import CorpusError, StreamError
 from pipelines.plan import Plan
 from pipelines.schedule import ScheduleConfig
 from pipelines.shards import Manifest
-from pipelines.stream import ARRAYS, StreamConfig, read_batches, stream
+from pipelines.stream import StreamConfig, read_batches, stream
 from tests.pipelines.toy_corpus import build_toy
 
 LENGTHS = [1 + (7 * i) % 9 for i in range(60)]
@@ -55,6 +57,19 @@ def test_stream_gives_the_batches_of_the_plain_reading_and_resumes_anywhere(mani
         config=config,
     )
     assert [facts(batch) for batch in carried] == [fact for fact in straight if fact[0] >= 38]
+
+
+def test_blocks_that_end_inside_a_step_lose_nothing_at_the_seam_of_two_datasets(
+    manifests, monkeypatch
+):
+    monkeypatch.setattr(stream_module, "RANGES", 2)
+    plan = plan_of(
+        manifests, schedule=ScheduleConfig(name="accumulating"), num_steps=8, accumulation=2
+    )
+    config = StreamConfig(steps_per_read=2, block_bytes=1)  # two Datasets of 4 steps
+    straight = [facts(batch) for batch in read_batches(plan)]
+    assert [facts(batch) for batch in stream(plan, config=config)] == straight
+    assert len(straight) == 8 * 2 * 2
 
 
 def test_two_ranks_stream_at_once_and_share_each_global_batch(manifests):

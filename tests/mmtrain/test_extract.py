@@ -38,10 +38,13 @@ BLOCK, BODY = 7_087_872, 85_056_000  # of ViT-B: a block; twelve of them and the
 IMAGE_STEM, VIDEO_STEM = 1_034_496, 3_565_824
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
+@pytest.fixture(params=[(1, 0), (0, 1), (1, 1)], ids=["before", "after", "both"])
+def run(tmp_path: Path, request) -> Path:
     """The folder of a small PolyViT of five tasks, with blocks of each modality's own."""
-    save_polyvit(tmp_path / "run" / "bundle", num_adapter_blocks=1)
+    before, after = request.param
+    save_polyvit(
+        tmp_path / "run" / "bundle", num_adapter_blocks=before, num_adapter_blocks_after=after
+    )
     return tmp_path / "run"
 
 

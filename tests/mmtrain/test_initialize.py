@@ -22,6 +22,7 @@ from mmtrain.initialize import (
 )
 from mmtrain.modalities import audio_patches, image_patches, video_tubelets
 from mmtrain.models.model import MultiTaskModel, build_model
+from mmtrain.models.polyvit import vit_blocks
 from pipelines.modalities.label import LabelFeature
 from tests.mmtrain.example_bundle import example_bundle, example_model
 from tests.mmtrain.example_polyvit import (
@@ -99,11 +100,12 @@ def trained(model: MultiTaskModel) -> Trained:
 # ---- vision transformers on disk
 
 
-@pytest.mark.parametrize("num_adapter_blocks", [0, 1, 3])
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (1, 0), (3, 0), (1, 1), (0, 2)])
 def test_image_features_equal_hugging_faces_with_any_number_of_own_blocks(
-    vit, folder, num_adapter_blocks
+    vit, folder, before, after
 ):
-    model = small_polyvit(num_adapter_blocks=num_adapter_blocks, **AS_HUGGING_FACE)
+    own = {"num_adapter_blocks": before, "num_adapter_blocks_after": after}
+    model = small_polyvit(**own, **AS_HUGGING_FACE)
     start = plan(model, folder)
     load_start(model, start)
     pixels = inputs_of("shape")["inputs"]
@@ -231,6 +233,25 @@ def test_a_model_starts_as_itself_to_the_last_bit():
     model = started(small_polyvit(num_adapter_blocks=1, seed=6), trained(source))
     for name, value in source.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize(("first", "then"), [(0, 1), (1, 0), (2, 1)])
+def test_blocks_behind_the_shared_ones_start_from_the_blocks_at_their_places(first, then):
+    source = small_polyvit("word", num_adapter_blocks_after=first, seed=5)
+    model = started(small_polyvit(num_adapter_blocks_after=then, seed=6), trained(source))
+    ours, theirs = model.state_dict(), source.state_dict()
+    for net in model.stems:
+        pairs = zip(
+            vit_blocks(model.config.body, net),
+            vit_blocks(source.config.body, "audio_patches"),
+            strict=True,
+        )
+        for name, other in pairs:
+            assert torch.equal(ours[f"{name}.norm1.bias"], theirs[f"{other}.norm1.bias"])
+            assert torch.equal(ours[f"{name}.mlp.w_in.weight"], theirs[f"{other}.mlp.w_in.weight"])
+    last = vit_blocks(model.config.body, "video_tubelets")[-1]
+    assert last.startswith("adapters.video_tubelets.blocks_after." if then else "body.blocks.")
+    assert torch.equal(logits(model, "word"), logits(source, "word"))
 
 
 def test_heads_stay_fresh_for_new_tasks_and_for_other_classes():

@@ -2,7 +2,8 @@ import pytest
 
 from mmtrain.recipe import Recipe, RecipeError, load_recipe, override, recipe_functions
 from pipelines.errors import UnknownNameError
-from pipelines.plan import bucket_batch_sizes, check_divides
+from pipelines.plan import check_divides
+from pipelines.task_order import bucket_batch_sizes
 
 
 @pytest.fixture(scope="module")

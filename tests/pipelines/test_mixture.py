@@ -6,6 +6,9 @@ from hypothesis import strategies as st
 from pipelines.errors import PlanError
 from pipelines.mixture import even_order, shares, tempered
 from pipelines.schedule import ScheduleConfig, build_schedule
+from pipelines.scheduled import ScheduledTask
+
+PAIR = (ScheduledTask("a"), ScheduledTask("b"))
 
 
 def furthest(share: np.ndarray, order: np.ndarray) -> float:
@@ -43,15 +46,19 @@ def test_mixture_keeps_within_one_draw_of_rates_that_change(rates, ends, between
         num_steps - 1: dict(zip(tasks, ends, strict=False)),
     }
     config = ScheduleConfig(name="mixture", rates_at=points, between=between)
-    schedule = build_schedule(config, tasks=tasks, num_steps=num_steps, seed=0)
+    schedule = build_schedule(
+        config, tasks=[ScheduledTask(task) for task in tasks], num_steps=num_steps, seed=0
+    )
     share = shares(points, tasks=tasks, num_steps=num_steps, between=between)
-    assert furthest(share, schedule.order[:, 0]) < 1
+    assert furthest(share, schedule.order.rows[:, 0]) < 1
 
 
 def test_mixture_of_rates_that_stay_gives_each_task_its_own_steps():
     config = ScheduleConfig(name="mixture")
     own = {"a": 3, "b": 5, "c": 7}
-    schedule = build_schedule(config, tasks=tuple(own), num_steps=15, seed=0, own_steps=own)
+    schedule = build_schedule(
+        config, tasks=[ScheduledTask(*task) for task in own.items()], num_steps=15, seed=0
+    )
     assert schedule.counts_before(15) == own
     assert "".join(task for s in range(15) for task in schedule.tasks_at(s)) == "cbacbcabccbcabc"
 
@@ -72,17 +79,17 @@ def test_rates_between_two_steps_go_by_steps_lines_or_factors():
 def test_temperature_draws_rates_together():
     assert tempered({"a": 16.0, "b": 1.0}, temperature=2) == {"a": 4.0, "b": 1.0}
     config = ScheduleConfig(name="weighted", rates={"a": 16.0, "b": 1.0}, temperature=2)
-    schedule = build_schedule(config, tasks=("a", "b"), num_steps=10, seed=0)
+    schedule = build_schedule(config, tasks=PAIR, num_steps=10, seed=0)
     assert schedule.counts_before(10) == {"a": 8, "b": 2}
     config = ScheduleConfig(name="mixture", rates_at={0: {"a": 16.0}}, temperature=2)
-    schedule = build_schedule(config, tasks=("a", "b"), num_steps=10, seed=0)
+    schedule = build_schedule(config, tasks=PAIR, num_steps=10, seed=0)
     assert schedule.counts_before(10) == {"a": 8, "b": 2}
 
 
 def test_rates_outside_the_run_are_refused_with_both():
     config = ScheduleConfig(name="mixture", rates_at={0: {"a": 1.0}, 50: {"a": 2.0}})
     with pytest.raises(PlanError, match=r"steps \[0, 50\], the run has steps 0 to 9"):
-        build_schedule(config, tasks=("a", "b"), num_steps=10, seed=0)
+        build_schedule(config, tasks=PAIR, num_steps=10, seed=0)
 
 
 def test_long_orders_keep_to_their_shares():

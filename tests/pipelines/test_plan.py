@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from pipelines.errors import PlanError
-from pipelines.plan import BucketOrder, Plan, SequentialPlan, bucket_batch_sizes
+from pipelines.plan import Plan, SequentialPlan
 from pipelines.schedule import ScheduleConfig
 from pipelines.shards import Manifest
+from pipelines.task_order import BucketOrder, bucket_batch_sizes
 from tests.pipelines.toy_corpus import build_toy, toy_task
 
 LENGTHS = [1 + (7 * i) % 9 for i in range(37)]
@@ -159,8 +160,33 @@ def test_accumulating_schedule_gives_a_batch_of_every_task(manifests):
     batches = plan.batches(5)
     assert [b.task for b in batches] == ["plain", "plain", "bucketed", "bucketed"]
     assert [b.micro for b in batches] == [0, 1, 2, 3]
-    assert plan.micro_batches(5) == 4
+    assert list(plan.micro_tasks(5)) == ["plain", "plain", "bucketed", "bucketed"]
     assert plan.cursors(6) == {"plain": 6, "bucketed": 6}
+
+
+def test_proportional_plan_goes_by_the_built_corpora_alike_on_all_ranks_and_on_resume(
+    manifests, tmp_path
+):
+    small = build_toy(tmp_path, name="small", lengths=LENGTHS[:12], batch_size=6)
+    both = {"plain": manifests["plain"], "small": small}
+    schedule = ScheduleConfig(name="proportional")
+    plans = [
+        plan_of(both, schedule=schedule, num_steps=49, world_size=3, rank=rank) for rank in range(3)
+    ]
+    assert [plan.cursors(49) for plan in plans] == [{"plain": 37, "small": 12}] * 3
+    orders = [[plan.micro_tasks(step) for step in range(49)] for plan in plans]
+    assert orders[0] == orders[1] == orders[2]
+    resumed = plan_of(
+        both,
+        schedule=schedule,
+        num_steps=49,
+        start_step=20,
+        start_cursors=plans[0].cursors(20),
+    )
+    straight = plan_of(both, schedule=schedule, num_steps=49)
+    assert rows_of(pickle.loads(pickle.dumps(resumed)), range(20, 49)) == rows_of(
+        straight, range(20, 49)
+    )
 
 
 def test_pickled_plan_plans_the_same(manifests):

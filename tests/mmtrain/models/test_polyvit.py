@@ -32,11 +32,13 @@ def parameters_of_base(tasks: list[TaskSpec], **body: int) -> int:
 
 
 @pytest.mark.parametrize(
-    ("num_adapter_blocks", "parameters"),
+    ("own", "parameters"),
     [(0, 92_683_471), (3, 135_210_703), (6, 177_737_935), (9, 220_265_167), (12, 262_792_399)],
 )
-def test_parameters_of_vit_b_on_the_nine_published_tasks(num_adapter_blocks, parameters):
-    assert parameters_of_base(RELEASED, num_adapter_blocks=num_adapter_blocks) == parameters
+def test_parameters_of_vit_b_on_the_nine_published_tasks(own, parameters):
+    for after in {0, own // 2, own}:  # where a modality's own blocks stand changes no count
+        body = {"num_adapter_blocks": own - after, "num_adapter_blocks_after": after}
+        assert parameters_of_base(RELEASED, **body) == parameters
 
 
 def test_parameters_of_a_vit_b_for_each_modality_and_for_each_task():
@@ -63,15 +65,15 @@ def test_sizes_have_their_usual_names(size, parameters):
     assert abs(counted / parameters - 1) < 0.01
 
 
-@pytest.mark.parametrize("num_adapter_blocks", [0, 2, 4])
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (2, 0), (4, 0), (0, 2), (1, 1), (1, 3)])
 @pytest.mark.parametrize("task", NETS)
 def test_a_task_gives_gradients_to_its_own_modality_the_shared_blocks_and_its_head(
-    task, num_adapter_blocks
+    task, before, after
 ):
-    model = tiny_polyvit(num_adapter_blocks=num_adapter_blocks)
+    model = tiny_polyvit(num_adapter_blocks=before, num_adapter_blocks_after=after)
     model(task=task, **example(task), targets=None).logits.square().sum().backward()
     owners = {"body/blocks", "body/norm", f"modality/{NETS[task]}", f"task/{task}"}
-    assert model.owners(task) == (owners - {"body/blocks"} if num_adapter_blocks == 4 else owners)
+    assert model.owners(task) == (owners - {"body/blocks"} if before + after == 4 else owners)
     used = {f"stems.{NETS[task]}", f"adapters.{NETS[task]}", f"heads.{task}", "body.blocks"}
     for name, weight in model.named_parameters():
         is_used = ".".join(name.split(".")[:2]) in used | {"body.norm"}
@@ -80,7 +82,7 @@ def test_a_task_gives_gradients_to_its_own_modality_the_shared_blocks_and_its_he
 
 @pytest.mark.parametrize("task", NETS)
 def test_a_step_leaves_other_modalities_and_other_heads_as_they_were_to_the_last_bit(task):
-    model = tiny_polyvit(num_adapter_blocks=2)
+    model = tiny_polyvit(num_adapter_blocks=1, num_adapter_blocks_after=1)
     engine = build_engine(EngineConfig(name="torch"), model=model, optimizer=OptimizerConfig())
 
     def step(trained: str) -> None:
@@ -99,7 +101,8 @@ def test_a_step_leaves_other_modalities_and_other_heads_as_they_were_to_the_last
     assert changed
     assert all(name.startswith(mine) for name in changed)
     assert any(name.startswith("body.blocks") for name in changed)
-    assert any(name.startswith("adapters.") for name in changed)
+    for own in ("blocks", "blocks_after"):
+        assert any(name.startswith(f"adapters.{NETS[task]}.{own}.") for name in changed)
 
 
 def test_blocks_are_all_shared_or_all_of_a_modality():
@@ -124,8 +127,8 @@ HUGGING_FACE = (
 )
 
 
-@pytest.mark.parametrize("num_adapter_blocks", [0, 1, 3])
-def test_features_equal_those_of_a_plain_vit_with_the_same_weights(num_adapter_blocks):
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (1, 0), (3, 0), (0, 1), (1, 1), (0, 3)])
+def test_features_equal_those_of_a_plain_vit_with_the_same_weights(before, after):
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
     plain = ViTModel(
@@ -135,7 +138,7 @@ def test_features_equal_those_of_a_plain_vit_with_the_same_weights(num_adapter_b
         weight.data += 0.1 * torch.randn(weight.shape)
     body = Config(
         model_dim=16, num_layers=3, num_heads=2, mlp_dim=24, layer_norm_eps=1e-12, gelu="erf",
-        num_adapter_blocks=num_adapter_blocks,
+        num_adapter_blocks=before, num_adapter_blocks_after=after,
     )  # fmt: skip
     nets = {"image_patches": image_patches.Config(height=8, width=8, patch=(4, 4), channels=3)}
     config = ModelConfig(family="polyvit", body=body, nets=nets)
@@ -144,8 +147,9 @@ def test_features_equal_those_of_a_plain_vit_with_the_same_weights(num_adapter_b
     stem.embed.load_state_dict(plain.embeddings.patch_embeddings.projection.state_dict())
     stem.tokens.class_token.data = plain.embeddings.cls_token.data.flatten()
     stem.tokens.positions.data = plain.embeddings.position_embeddings.data[0]
-    own = model.adapters["image_patches"].blocks if num_adapter_blocks else []
-    for block, theirs in zip([*own, *model.body.blocks], plain.layers, strict=True):
+    own = model.adapters["image_patches"] if before + after else None
+    first, last = (own.blocks, own.blocks_after) if own else ([], [])
+    for block, theirs in zip([*first, *model.body.blocks, *last], plain.layers, strict=True):
         for their_name, name in HUGGING_FACE:
             block.get_submodule(name).load_state_dict(theirs.get_submodule(their_name).state_dict())
     model.body.norm.load_state_dict(plain.layernorm.state_dict())
@@ -180,6 +184,10 @@ def test_depth_rises_over_all_blocks_or_starts_again_as_released():
     assert depth_of(Config(num_layers=1), 0) == 0
     model = tiny_polyvit(num_adapter_blocks=2)
     blocks = [*model.adapters["audio_patches"].blocks, *model.body.blocks]
+    assert [block.depth for block in blocks] == [0, 1 / 3, 2 / 3, 1]
+    model = tiny_polyvit(num_adapter_blocks=1, num_adapter_blocks_after=2)
+    own = model.adapters["audio_patches"]
+    blocks = [*own.blocks, *model.body.blocks, *own.blocks_after]
     assert [block.depth for block in blocks] == [0, 1 / 3, 2 / 3, 1]
 
 
@@ -245,6 +253,14 @@ def test_padding_of_a_text_changes_nothing():
     assert encoded.values_BSD[1, 5:].abs().sum() == 0
 
 
+def test_blocks_of_a_modality_behind_the_shared_ones_have_no_experts():
+    sizes = {"num_layers": 6, "num_adapter_blocks": 1, "num_adapter_blocks_after": 1}
+    model = tiny_polyvit(**sizes, experts="every_second")
+    own = model.adapters["image_patches"]
+    blocks = [*own.blocks, *model.body.blocks, *own.blocks_after]
+    assert [block.moe is not None for block in blocks] == [False, True, False, True, False, False]
+
+
 def test_every_second_shared_block_has_experts_which_learn():
     model = tiny_polyvit(num_adapter_blocks=1, num_layers=5, experts="every_second")
     adapters = model.adapters["image_patches"].blocks
@@ -271,14 +287,16 @@ def test_every_second_shared_block_has_experts_which_learn():
 
 @pytest.mark.parametrize("experts", ["none", "every_second"])
 def test_blocks_computed_again_in_backward_give_the_same_gradients(experts):
-    settings = {"num_adapter_blocks": 2, "drop_prob": 0.2, "attention_drop_prob": 0.2}
+    settings = {"num_adapter_blocks": 1, "drop_prob": 0.2, "attention_drop_prob": 0.2}
+    settings["num_adapter_blocks_after"] = 1
     gradients = []
     for recomputes in (False, True):
         model = tiny_polyvit(experts=experts, **settings)
         calls = []
         if recomputes:
             recompute_blocks(model)
-        for block in (*model.adapters["audio_patches"].blocks, *model.body.blocks):
+        own = model.adapters["audio_patches"]
+        for block in (*own.blocks, *model.body.blocks, *own.blocks_after):
             block.attention.register_forward_hook(lambda *_, calls=calls: calls.append(1))
         torch.manual_seed(0)
         outputs = model(task="word", **example("word", batch=6), targets=None)
@@ -320,8 +338,8 @@ def test_a_task_that_is_decoded_is_refused_with_what_to_use():
 def test_settings_that_do_not_go_together_are_refused():
     with pytest.raises(BodyError, match="num_heads 3 does not divide model_dim 16"):
         tiny_polyvit(num_heads=3)
-    with pytest.raises(BodyError, match="num_adapter_blocks 5 is more than num_layers 4"):
-        tiny_polyvit(num_adapter_blocks=5)
+    with pytest.raises(BodyError, match=r"num_adapter_blocks 2 and .*_after 3 are more"):
+        tiny_polyvit(num_adapter_blocks=2, num_adapter_blocks_after=3)
     short = {"video_tubelets": video_tubelets.Config(num_frames=3, height=16, width=16, channels=3)}
     with pytest.raises(InputSizeError, match="3 frames are fewer than the 4 of a patch"):
         build_model(

@@ -324,6 +324,13 @@ def test_steps_of_tasks_sum_to_the_run_s():
     assert any("not built" in line for line in plan.assumed)
 
 
+def test_plan_without_corpora_says_that_a_schedule_by_their_sizes_lacks_them():
+    recipe = override(load_recipe("polyvit_tiny"), ["schedule.name=proportional"])
+    plan = plan_run(recipe.only(["digit", "digit_box"]), data_dir=NOWHERE)
+    assert [task.steps for task in plan.tasks.values()] == [500, 500]
+    assert any("schedule 'proportional': corpora as if equally" in line for line in plan.assumed)
+
+
 def test_checkpoint_has_weights_and_moments_of_what_is_trained():
     plan = plan_run(small(), data_dir=NOWHERE)  # SGD: one moment
     assert plan.checkpoint == 4 * 2 * sum(plan.parameters.values())

@@ -84,3 +84,13 @@ def test_taps_of_a_depthwise_convolution_count_where_they_reach():
 def test_a_cost_over_another_is_its_shares():
     shares = Cost(parameters=10, flops=30, bytes=40).over(Cost(parameters=20, flops=40, bytes=80))
     assert (shares.parameters, shares.flops, shares.bytes) == (0.5, 0.75, 0.5)
+
+
+def test_operations_do_not_depend_on_where_a_modality_s_own_blocks_stand():
+    picture = [TaskInputs("digit", **example("digit"))]
+    costs = [
+        count(tiny_polyvit(num_adapter_blocks=before, num_adapter_blocks_after=after), picture)
+        for before, after in ((0, 0), (2, 0), (0, 2), (1, 1))
+    ]
+    assert len({cost.flops for cost in costs}) == 1
+    assert costs[0].parameters < costs[1].parameters == costs[2].parameters == costs[3].parameters

@@ -136,8 +136,9 @@ def test_tasks_and_scores_that_are_not_named_are_left_out():
     assert_close(logits(small), logits(model)[:, [7, 3]], rtol=0, atol=1e-6)
 
 
-def test_counts_of_nets_that_are_left_out_leave_the_config_too():
-    model = tiny_polyvit(num_adapter_blocks=2).eval()
+@pytest.mark.parametrize("after", [0, 1, 2])
+def test_counts_of_nets_that_are_left_out_leave_the_config_too(after):
+    model = tiny_polyvit(num_adapter_blocks=2 - after, num_adapter_blocks_after=after).eval()
     kept, _, gates = random_masks(model, seed=0, share=0.5)
     small = cut(model, kept, tasks=["digit"])
     units = cast(Any, small.config.body).units

@@ -113,6 +113,19 @@ def test_a_sliced_polyvit_equals_the_masked_one_before_and_after_save_and_load(v
     assert counted == parameters_of_vit(small.config.body, nets=tuple(small.stems))
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_blocks_of_a_modality_behind_the_shared_ones_are_sliced_as_they_are_masked(seed, tmp_path):
+    model = tiny_polyvit.tiny_polyvit(
+        num_layers=4, num_adapter_blocks=1, num_adapter_blocks_after=2, num_heads=4
+    ).eval()
+    names = {group.name for group in model.prunable_units()}
+    assert {f"adapters.audio_patches.blocks_after.{i}.attention.heads" for i in (0, 1)} < names
+    assert len(names) == len(model.adapters) * 3 * 2 + 2  # heads and hidden units of each block
+    assert_sliced_equals_masked(
+        model, tasks=("digit", "motion", "word", "language"), seed=seed, folder=tmp_path
+    )
+
+
 def parameters_of_vit(config: Any, *, nets: tuple[str, ...]) -> dict[str, int]:
     """Weights of adapters and body, block by block, from the counts of units alone."""
     dim, width = config.model_dim, config.model_dim // config.num_heads

@@ -7,7 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from mmtrain.recipe import Recipe, RecipeError, load_recipe
-from mmtrain.tuning.alone import alone_recipe, alone_sweep, joint_recipe, task_steps
+from mmtrain.task_steps import task_steps
+from mmtrain.tuning.alone import alone_recipe, alone_sweep, joint_recipe
 from mmtrain.tuning.sweep import (
     Choice,
     LogUniform,

@@ -1,0 +1,48 @@
+"""How many mini-batches of a run each task gets: whole numbers from rates."""
+
+from collections.abc import Mapping, Sequence
+from math import gcd
+
+from pipelines.errors import PlanError
+
+
+def split_steps(
+    total: int, *, rates: Mapping[str, float], remainder: str = "share"
+) -> dict[str, int]:
+    """U_j: `total` shared out by rates, exactly: floors, then one more to the largest remainders.
+
+    Ties go to the task named first.
+
+    Raises:
+        PlanError: a task would get no step at all, or there is a remainder and `remainder` is
+            "refuse".
+    """
+    whole = sum(rates.values())
+    parts = {task: total * (rate / whole) for task, rate in rates.items()}
+    steps = {task: int(share + 1e-9) for task, share in parts.items()}
+    if remainder == "refuse" and any(abs(steps[task] - parts[task]) > 1e-6 for task in rates):
+        raise PlanError(not_shared(total, unit=_whole_unit(rates), tasks=list(rates)))
+    by_remainder = sorted(rates, key=lambda task: steps[task] - parts[task])
+    for task in by_remainder[: total - sum(steps.values())]:
+        steps[task] += 1
+    empty = [task for task, count in steps.items() if count == 0]
+    if empty:
+        raise PlanError(f"no mini-batch for {empty} in {total}; raise num_steps or their rates")
+    return steps
+
+
+def _whole_unit(rates: Mapping[str, float]) -> int | None:
+    """The least number of steps that whole rates share without a remainder."""
+    if any(rate != int(rate) for rate in rates.values()):
+        return None
+    whole = [int(rate) for rate in rates.values()]
+    return sum(whole) // gcd(*whole)
+
+
+def not_shared(total: int, *, unit: int | None, tasks: Sequence[str]) -> str:
+    """Says that steps leave a remainder, and which would not: multiples of `unit`, if known."""
+    near = "set schedule.remainder=share"
+    if unit is not None:
+        lower = total // unit * unit
+        near = f"use {' or '.join(str(n) for n in (lower, lower + unit) if n)}, or {near}"
+    return f"{total} steps cannot be shared out among {list(tasks)} without a remainder; {near}"
