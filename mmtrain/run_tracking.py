@@ -39,6 +39,16 @@ def start_tracking(
     tracker = Tracker.open(
         config, out=out, name=recipe.name, resume=(out / "tracking").exists(), start_s=START_S
     )
+    try:
+        _tell_start(tracker, recipe, data_dir=data_dir)
+    except BaseException as error:
+        tracker.close(status=status_of(error), timeout_s=END_S)
+        raise
+    tracker.close(status=None, timeout_s=HAND_OVER_S)
+    return tracker.run_id
+
+
+def _tell_start(tracker: Tracker, recipe: Recipe, *, data_dir: Path) -> None:
     tracker.log_params(recipe.model_dump(mode="json"))
     tracker.log_text(recipe.model_dump_json(indent=1), name=RECIPE)
     tracker.log_tags({"recipe": recipe.name, "recipe_digest": recipe.digest()})
@@ -48,8 +58,6 @@ def start_tracking(
     for task, manifest in open_corpora(recipe, data_dir).train.items():
         source = str(manifest.folder)
         tracker.log_dataset(task, digest=manifest.digest, source=source, context="train")
-    tracker.close(status=None, timeout_s=HAND_OVER_S)
-    return tracker.run_id
 
 
 def end_tracking(recipe: Recipe, config: TrackingConfig, *, out: Path, status: Status) -> None:
