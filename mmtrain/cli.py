@@ -6,7 +6,6 @@ Heavy imports stand inside the commands, so that help and mistakes answer at onc
 
 import json
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +24,7 @@ from mmtrain.commands.options import (
     console,
     errors,
 )  # fmt: skip
+from mmtrain.deadline import leave
 from mmtrain.printing import print_built, print_exported, print_extracted, print_run
 from pipelines.errors import MMTrainError, UnknownNameError, first_problem
 
@@ -329,9 +329,11 @@ def main() -> None:
         _fail(str(error))
     except ValidationError as error:
         _fail(f"{error.title}: {first_problem(error)}")
+    except SystemExit as end:  # how Typer always ends
+        leave(end.code)
 
 
 def _fail(message: str) -> None:
     errors.print("[bold red]error:[/bold red] ", end="")
     errors.print(message, markup=False, highlight=False, soft_wrap=True)
-    sys.exit(2)
+    leave(2)

@@ -71,22 +71,21 @@ def finish_run(
     write_results(results, path=run.out / RESULTS_FILE)
     tradeoff = _measure_tradeoff(run, recipe, data_dir=data_dir)
     times = {**times, "evaluation": time.monotonic() - began}
-    tracker = Tracker.open(tracking, out=run.out, name=recipe.name, resume=True)
     metrics = to_metrics(results)
-    tracker.log_metrics(metrics, step=results.step)
-    tracker.flush(timeout_s=10)
-    run_id = run.run_id or tracker.run_id  # MLflow may have been away when the run began
-    version = _register(
-        run, recipe, uri=tracker.uri, run_id=run_id, metrics=metrics, console=console
-    )
-    report = run.out / REPORT
-    story = replace(
-        _story(run, recipe, times=times, version=version),
-        tradeoff={name: (point.operations, point.score) for name, point in tradeoff.items()},
-    )
-    write_report(results, run=story, path=report)
-    _tell(tracker, story=story, report=report)
-    tracker.close(status="FINISHED")
+    with Tracker.open(tracking, out=run.out, name=recipe.name, resume=True) as tracker:
+        tracker.log_metrics(metrics, step=results.step)
+        tracker.flush(timeout_s=10)
+        run_id = run.run_id or tracker.run_id  # MLflow may have been away when the run began
+        version = _register(
+            run, recipe, uri=tracker.uri, run_id=run_id, metrics=metrics, console=console
+        )
+        report = run.out / REPORT
+        story = replace(
+            _story(run, recipe, times=times, version=version),
+            tradeoff={name: (point.operations, point.score) for name, point in tradeoff.items()},
+        )
+        write_report(results, run=story, path=report)
+        _tell(tracker, story=story, report=report)
     return Finished(results, report, version, times)
 
 

@@ -7,6 +7,7 @@ and moves it after each delivery. Whatever dies, and whenever, the next start se
 import fcntl
 import json
 import os
+import threading
 import time
 import uuid
 from collections.abc import Mapping
@@ -36,11 +37,16 @@ class Mark:
 
 
 class Journal:
-    """Events of one run. One process writes at a time; a lock on the folder holds others off."""
+    """Events of one run. One process writes at a time; a lock on the folder holds others off.
+
+    Threads may share one. Once it is closed the folder is another's, and nothing is written: a
+    sender that still waits for MLflow then moves no mark.
+    """
 
     def __init__(self, folder: Path, mark: Mark, lock: int) -> None:
         self._folder, self.mark, self._lock = folder, mark, lock
         self._events = (folder / "events.jsonl").open("ab")
+        self._writing = threading.Lock()
 
     @classmethod
     def open(cls, folder: Path, *, resume: bool, wait_s: float = 10.0) -> Self:
@@ -56,16 +62,22 @@ class Journal:
                 _set_aside(folder)
             _cut_torn_line(folder / "events.jsonl")
             journal = cls(folder, _load_mark(folder), lock)
-            journal.save_mark()
+            journal.move_mark()
         except BaseException:
             os.close(lock)
             raise
         return journal
 
+    @property
+    def closed(self) -> bool:
+        """Whether the folder was given to the next process."""
+        return self._events.closed
+
     def append(self, event: Event) -> None:
         """Adds an event; it survives the process, though not a power cut."""
-        self._events.write(json.dumps(event).encode() + b"\n")
-        self._events.flush()
+        with self._writing:
+            self._events.write(json.dumps(event).encode() + b"\n")
+            self._events.flush()
 
     def unsent(self, *, max_events: int) -> tuple[list[tuple[Event, int]], int]:
         """The next events, each with the offset of its end, and the bytes not yet sent."""
@@ -80,14 +92,20 @@ class Journal:
                 events.append((json.loads(line), offset + len(line)))
         return events, size - self.mark.sent_bytes
 
-    def save_mark(self) -> None:
-        """Writes the mark, whole or not at all."""
-        write_whole(self._folder / "mark.json", json.dumps(asdict(self.mark)))
+    def move_mark(self, *, run_id: str | None = None, sent_bytes: int | None = None) -> None:
+        """Writes what is new of the mark, whole or not at all."""
+        with self._writing:
+            if self.closed:
+                return
+            self.mark.run_id = self.mark.run_id if run_id is None else run_id
+            self.mark.sent_bytes = self.mark.sent_bytes if sent_bytes is None else sent_bytes
+            write_whole(self._folder / "mark.json", json.dumps(asdict(self.mark)))
 
     def close(self) -> None:
         """Closes the file and lets the next process in."""
-        self._events.close()
-        os.close(self._lock)
+        with self._writing:
+            self._events.close()
+            os.close(self._lock)
 
 
 def _lock(path: Path, *, wait_s: float) -> int:

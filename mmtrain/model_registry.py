@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow
-import mlflow.artifacts
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelOutput, Metric
 from mlflow.exceptions import MlflowException
@@ -24,15 +23,14 @@ from mlflow.models import Model
 from sqlalchemy.exc import SQLAlchemyError
 
 from mmtrain.export import Bundle, lineage_tags, load_bundle, load_card
-from mmtrain.mlflow_settings import bounded
+from mmtrain.mlflow_client import REQUEST_S, connect, download, find_experiment
 from mmtrain.registry.served_model import ARTIFACT, save_pyfunc
-from mmtrain.tracking import find_experiment
 from pipelines.errors import MMTrainError
 
 logger = logging.getLogger(__name__)
 
 CANDIDATE = "candidate"
-_TIMEOUT_S, _MAX_RETRIES = 60, 2  # one request may carry all of the weights
+_ATTEMPTS = 3
 _MAX_POINTS = 1000  # metrics in a request: mlflow.utils.validation
 
 
@@ -88,7 +86,7 @@ def register(
     bundle = load_bundle(folder)
     tags = lineage_tags(bundle)
     with calling(f"cannot register {name} at {tracking_uri}"):
-        client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+        client = asking(tracking_uri)
         asked = run_id or bundle.card.lineage.run_id
         run_id = _known_run(client, asked) or _own_run(client, experiment, name)
         model = _upload(client, folder, bundle=bundle, run_id=run_id)
@@ -119,7 +117,7 @@ def record(uri: str, metrics: Mapping[str, float], *, tracking_uri: str) -> None
         RegistryError: there is no such version, or it was registered without a LoggedModel.
     """
     with calling(f"cannot record metrics of {uri} at {tracking_uri}"):
-        client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+        client = asking(tracking_uri)
         name, version = _name_and_version(uri, tracking_uri=tracking_uri)
         found = client.get_model_version(name, version)
         if not (model_id := logged_model_id(found.source)):
@@ -134,24 +132,24 @@ def logged_model_id(source: str | None) -> str | None:
     return found[1] if found else None
 
 
+def asking(tracking_uri: str) -> MlflowClient:
+    """A client whose questions are bounded in time and asked again where nobody answers."""
+    return connect(tracking_uri, within_s=REQUEST_S, attempts=_ATTEMPTS)
+
+
 @contextmanager
-def calling(
-    doing: str, *, remedy: str = "", timeout_s: int = _TIMEOUT_S, max_retries: int = _MAX_RETRIES
-) -> Iterator[None]:
-    """Calls of MLflow, bounded in time, whose failure is the user's error in one line.
+def calling(doing: str, *, remedy: str = "") -> Iterator[None]:
+    """Calls of MLflow whose failure is the user's error in one line.
 
     Args:
         doing: what cannot be done then; opens the message.
         remedy: ends it.
-        timeout_s: longest wait for one answer.
-        max_retries: further attempts.
 
     Raises:
-        RegistryError: MLflow cannot be reached or refuses.
+        RegistryError: MLflow cannot be reached, does not answer in time, or refuses.
     """
     try:
-        with bounded(timeout_s, max_retries=max_retries):
-            yield
+        yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
         said = str(getattr(error, "message", error)).strip().splitlines()[0]
         raise RegistryError(f"{doing}: {said}{'; ' + remedy if remedy else ''}") from None
@@ -177,7 +175,7 @@ def get_version(name: str, *, tracking_uri: str, alias: str = CANDIDATE) -> Mode
         RegistryError: no such model or alias.
     """
     with calling(f"no models:/{name}@{alias} at {tracking_uri}"):
-        client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+        client = asking(tracking_uri)
         found = client.get_model_version_by_alias(name, alias)
     return ModelVersion(name, str(found.version), tuple(found.aliases) or (alias,), found.tags)
 
@@ -206,13 +204,11 @@ def fetch(uri: str, *, folder: Path, tracking_uri: str | None = None) -> Path:
     remedy = "set MLFLOW_TRACKING_URI to the registry, or give a run or bundle folder"
     with calling(f"cannot load {uri} from {tracking_uri}", remedy=remedy):
         name, version = _name_and_version(uri, tracking_uri=tracking_uri)
-        client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+        client = asking(tracking_uri)
         source = client.get_model_version_download_uri(name, version)
         tags = client.get_model_version(name, version).tags
-        model = mlflow.artifacts.download_artifacts(
-            source, dst_path=str(folder), tracking_uri=tracking_uri
-        )
-    bundle = Path(model) / "artifacts" / ARTIFACT
+        model = download(source, folder=folder, tracking_uri=tracking_uri)
+    bundle = model / "artifacts" / ARTIFACT
     if not bundle.is_dir():
         raise RegistryError(f"{uri} holds no bundle of ours; register it with `register`")
     check_digest(load_card(bundle)[1], tags, uri=uri)
@@ -238,7 +234,7 @@ def _name_and_version(uri: str, *, tracking_uri: str) -> tuple[str, str]:
         raise RegistryError(f"{uri!r} is no version; write models:/NAME@ALIAS or models:/NAME/3")
     name, alias, version = parts.groups()
     if alias:
-        client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+        client = asking(tracking_uri)
         version = client.get_model_version_by_alias(name, alias).version
     return name, str(version)
 
@@ -259,7 +255,7 @@ def fixed_uri(uri: str, *, tracking_uri: str | None = None) -> str:
 def find_registered(digest: str, *, tracking_uri: str) -> str | None:
     """`models:/NAME/VERSION` of the newest version of a bundle of that digest; None: no version."""
     with calling(f"cannot search {tracking_uri}"):
-        client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+        client = asking(tracking_uri)
         found = client.search_model_versions(f"tags.bundle_digest = '{digest}'")
     newest = max(found, key=lambda version: version.creation_timestamp, default=None)
     return f"models:/{newest.name}/{newest.version}" if newest else None
@@ -272,7 +268,7 @@ def find_parts(digest: str, *, tracking_uri: str) -> list[ModelVersion]:
         RegistryError: MLflow cannot be reached.
     """
     with calling(f"cannot search {tracking_uri}"):
-        client = MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+        client = asking(tracking_uri)
         found = client.search_model_versions(f"tags.parent_digest = '{digest}'")
         aliases = {
             name: client.get_registered_model(name).aliases
@@ -297,16 +293,13 @@ def download_recipe(bundle: Bundle, *, tracking_uri: str | None = None) -> str |
     with tempfile.TemporaryDirectory() as temporary:
         try:
             with calling(f"run {run_id} at {tracking_uri} has no recipe.json"):
-                path = mlflow.artifacts.download_artifacts(
-                    run_id=run_id,
-                    artifact_path="recipe.json",
-                    dst_path=temporary,
-                    tracking_uri=tracking_uri,
+                path = download(
+                    f"runs:/{run_id}/recipe.json", folder=Path(temporary), tracking_uri=tracking_uri
                 )
         except RegistryError as error:
             logger.warning("%s", error)
             return None
-        return Path(path).read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
 
 
 def _known_run(client: MlflowClient, run_id: str | None) -> str | None:

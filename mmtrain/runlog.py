@@ -15,6 +15,7 @@ from mmtrain.gradient_monitor import Cosines
 from mmtrain.progress import RunProgress, TaskProgress
 from mmtrain.pruning.kept import KeptPoint
 from mmtrain.recipe import Recipe
+from mmtrain.run_tracking import HAND_OVER_S
 from mmtrain.runs import Job, Spent
 from mmtrain.series import Point
 from mmtrain.tracking import Tracker
@@ -135,7 +136,7 @@ class RunLog:
 
     def close(self) -> Spent:
         """Hands the tracker back to the driver, the run going on."""
-        self._tracker.close(status=None)
+        self._tracker.close(status=None, timeout_s=HAND_OVER_S)
         seconds = self._before_s + time.monotonic() - self._began
         return Spent(seconds, self._task_steps, self._task_seconds)
 

@@ -36,7 +36,8 @@ from mmtrain.ranks import Ranks
 from mmtrain.rates import check_decays, on_one_clock
 from mmtrain.recipe import Recipe, RecipeError
 from mmtrain.resume import check_resume
-from mmtrain.tracking import Tracker, TrackingConfig
+from mmtrain.run_errors import RunFailedError
+from mmtrain.tracking import TrackingConfig
 from pipelines.adaptive import Mixing
 from pipelines.augment import check_augmentations
 from pipelines.errors import MMTrainError
@@ -46,10 +47,6 @@ from pipelines.shards import Manifest, open_task, vocabulary_path
 from pipelines.vocabulary import Vocabulary
 
 RECIPE, CHECKPOINTS, BUNDLE, FAILURE = "recipe.json", "checkpoints", "bundle", "failure.json"
-
-
-class RunFailedError(MMTrainError):
-    """A run stopped for a reason that a restart does not mend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,24 +261,6 @@ def _claim(recipe: Recipe, *, out: Path, saved: CheckpointRef | None, resume: bo
     part = out / f".{RECIPE}"
     part.write_text(recipe.model_dump_json(indent=1) + "\n", encoding="utf-8")
     part.replace(out / RECIPE)
-
-
-def start_tracking(
-    recipe: Recipe, config: TrackingConfig, *, out: Path, data_dir: Path
-) -> str | None:
-    """Opens the run in MLflow, or goes on in the folder's own, and tells what it starts from."""
-    tracker = Tracker.open(config, out=out, name=recipe.name, resume=(out / "tracking").exists())
-    tracker.log_params(recipe.model_dump(mode="json"))
-    tracker.log_text(recipe.model_dump_json(indent=1), name=RECIPE)
-    tracker.log_tags({"recipe": recipe.name, "recipe_digest": recipe.digest()})
-    tracker.log_tags({"code_version": code_version()})
-    if recipe.init_from:
-        tracker.log_tags({"init_from": recipe.init_from})
-    for task, manifest in open_corpora(recipe, data_dir).train.items():
-        source = str(manifest.folder)
-        tracker.log_dataset(task, digest=manifest.digest, source=source, context="train")
-    tracker.close(status=None)
-    return tracker.run_id
 
 
 def export_run(

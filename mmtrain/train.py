@@ -38,20 +38,20 @@ from mmtrain.pruning.passes import Passes
 from mmtrain.ranks import Ranks, check_same_batches, gather_ids, seed_step
 from mmtrain.rates import step_rates
 from mmtrain.recipe import Recipe
+from mmtrain.run_errors import RunFailedError, RunInterruptedError
+from mmtrain.run_tracking import tracked
 from mmtrain.runlog import RunLog
 from mmtrain.runs import (
     BUNDLE,
     CHECKPOINTS,
     FAILURE,
     Job,
-    RunFailedError,
     TrainedRun,
     export_run,
     open_corpora,
     prepare_run,
     raise_failure,
     run_optimizer,
-    start_tracking,
     task_specs,
     validation_plan,
     write_failure,
@@ -197,8 +197,10 @@ def train(
     if begins:
         (console or Console()).print(begins, highlight=False, markup=False, soft_wrap=True)
     began = time.monotonic()
-    with ray_cluster(recipe, address=address):
-        run_id = start_tracking(recipe, tracking, out=out, data_dir=data_dir)
+    with (
+        ray_cluster(recipe, address=address),
+        tracked(recipe, tracking, out=out, data_dir=data_dir) as run_id,
+    ):
         job = Job(
             recipe=recipe.model_dump_json(),
             out=out,
@@ -327,7 +329,7 @@ def run_workers(job: Job, recipe: Recipe, *, console: Console) -> None:
         try:
             trainer.fit()
         except (KeyboardInterrupt, SystemExit):  # Ray's answer to Ctrl-C is a silent exit
-            raise RunFailedError(
+            raise RunInterruptedError(
                 f"interrupted; what was saved in {job.out} stands, go on with --resume"
             ) from None
         except ray.train.TrainingFailedError as error:

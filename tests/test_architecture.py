@@ -17,8 +17,8 @@ WALLS = {
     },
     "deepspeed": {"mmtrain/engines/deepspeed.py"},
     "mlflow": {
-        "mmtrain/tracking.py", "mmtrain/model_registry.py", "mmtrain/registry/versions.py",
-        "mmtrain/registry/served_model.py",
+        "mmtrain/mlflow_client.py", "mmtrain/delivery.py", "mmtrain/model_registry.py",
+        "mmtrain/registry/versions.py", "mmtrain/registry/served_model.py",
     },
 }  # fmt: skip
 

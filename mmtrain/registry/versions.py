@@ -16,14 +16,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import mlflow.artifacts
 from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion as Registered
 from mlflow.exceptions import MlflowException
 
 from mmtrain import model_registry
 from mmtrain.export import CARD, BundleError, Card, find_bundle, load_bundle, load_card
-from mmtrain.model_registry import ModelVersion, RegistryError, calling, check_name
+from mmtrain.mlflow_client import download as download_artifact
+from mmtrain.model_registry import ModelVersion, RegistryError, asking, calling, check_name
 from mmtrain.registry.facts import ListedModel, Promoted, RunFacts, VersionFacts
 from mmtrain.registry.promotion import Measurement, Requirement, to_measurements
 from mmtrain.registry.served_model import ARTIFACT
@@ -31,8 +31,6 @@ from mmtrain.results import RESULTS_FILE, read_results, to_metrics
 from mmtrain.runs import BUNDLE, RECIPE
 from mmtrain.tracking import Tracker, TrackingConfig, flatten
 from pipelines.errors import UnknownNameError
-
-_TIMEOUT_S, _MAX_RETRIES = 15, 1  # small answers; a download has `model_registry`'s bounds
 
 
 def registry_uri(tracking: str | None, *, beside: Path | None = None) -> str:
@@ -238,8 +236,8 @@ def _deliver(run: Path, *, name: str, run_id: str | None, tracking_uri: str) -> 
 def _asking(tracking_uri: str) -> Iterator[MlflowClient]:
     """A client for a few small questions; its failures are one line."""
     doing = f"the registry at {tracking_uri} does not answer"
-    with calling(doing, timeout_s=_TIMEOUT_S, max_retries=_MAX_RETRIES):
-        yield MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
+    with calling(doing):
+        yield asking(tracking_uri)
 
 
 def _pages(search: Callable[..., Any], **what: Any) -> Iterator[Any]:  # Any: MLflow's own lists
@@ -302,18 +300,18 @@ def _read_card(client: MlflowClient, version: ModelVersion) -> Card:
     place = f"models:/{version.name}/{version.version}"
     with tempfile.TemporaryDirectory() as temporary:
         try:
-            path = mlflow.artifacts.download_artifacts(
+            path = download_artifact(
                 f"{source}/artifacts/{ARTIFACT}/{CARD}",
-                dst_path=temporary,
+                folder=Path(temporary),
                 tracking_uri=client.tracking_uri,
             )
         except (MlflowException, OSError) as error:
             said = str(error).strip().splitlines()[0]
             raise RegistryError(f"{place} holds no bundle of ours: {said}") from None
         try:
-            card, digest = load_card(Path(path).parent)
+            card, digest = load_card(path.parent)
         except BundleError as error:
-            raise BundleError(str(error).replace(path, f"{CARD} of {place}")) from None
+            raise BundleError(str(error).replace(str(path), f"{CARD} of {place}")) from None
     model_registry.check_digest(digest, version.lineage, uri=place)
     return card
 
@@ -361,8 +359,9 @@ def _read_recipe(client: MlflowClient, run: RunFacts | None) -> dict[str, str]:
     if run is None or not any(file.path == RECIPE for file in client.list_artifacts(run.run_id)):
         return {}
     with tempfile.TemporaryDirectory() as temporary:
-        path = client.download_artifacts(run.run_id, RECIPE, temporary)
-        held = json.loads(Path(path).read_text(encoding="utf-8"))
+        place, uri = f"runs:/{run.run_id}/{RECIPE}", client.tracking_uri
+        path = download_artifact(place, folder=Path(temporary), tracking_uri=uri)
+        held = json.loads(path.read_text(encoding="utf-8"))
     return flatten(held) if isinstance(held, dict) else {}
 
 

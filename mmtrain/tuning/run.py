@@ -8,6 +8,7 @@ references.json            of --per-task: what each task reached alone
 """
 
 import json
+import logging
 import shutil
 import tempfile
 import time
@@ -20,10 +21,12 @@ from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
 from mmtrain.export import code_version
+from mmtrain.journal import JournalError
 from mmtrain.recipe import Recipe
-from mmtrain.runs import BUNDLE, CHECKPOINTS, RECIPE, RunFailedError, prepare_run
+from mmtrain.run_errors import RunFailedError, RunInterruptedError
+from mmtrain.runs import BUNDLE, CHECKPOINTS, RECIPE, prepare_run
 from mmtrain.task_steps import built_examples, built_splits
-from mmtrain.tracking import Tracker, TrackingConfig, tracking_uri
+from mmtrain.tracking import Tracker, TrackingConfig, status_of, tracking_uri
 from mmtrain.tune import TrialsRun, run_trials
 from mmtrain.tuning.alone import alone_recipe, alone_sweep, joint_recipe, write_references
 from mmtrain.tuning.report import tell_figures, write_sweep_report
@@ -46,6 +49,8 @@ from pipelines.errors import first_problem
 from pipelines.files import read_retried, write_whole
 
 Held = TypeVar("Held", bound=BaseModel)
+
+logger = logging.getLogger(__name__)
 
 SWEEP, BEST, RESULTS, REPORT = "sweep.json", "best.json", "sweep_results.json", "report.html"
 _MAY_CHANGE = ("num_trials", "concurrent", "max_failures", "timeout_s")  # when it goes on
@@ -120,8 +125,10 @@ def run_sweep(
         _tell_start(tracker, recipe, sweep)
         under = config.model_copy(update={"parent_run_id": tracker.run_id, "run_name": None})
         plan = TrialPlan(sweep, recipe.model_dump_json(), out, data_dir, under)
-        ran = run_trials(plan, address=address, console=console or Console())
-        _close_trials(plan, ran.records)
+        try:
+            ran = run_trials(plan, address=address, console=console or Console())
+        finally:
+            _close_trials(plan, read_records(out))
         best = _best(sweep, ran)
         outcome = SweepOutcome(
             name=sweep.name,
@@ -133,8 +140,8 @@ def run_sweep(
             seconds=time.monotonic() - began,
         )
         _finish(plan, outcome, tracker=tracker)
-    except BaseException:
-        tracker.close(status="FAILED")
+    except BaseException as error:
+        tracker.close(status=status_of(error))
         raise
     tracker.close(status="FINISHED")
     return outcome
@@ -208,8 +215,15 @@ def _tell_start(tracker: Tracker, recipe: Recipe, sweep: SweepConfig) -> None:
 def _close_trials(plan: TrialPlan, records: Sequence[TrialRecord]) -> None:
     """Ends the runs of trials that could not do so themselves."""
     for record in records:
-        if record.state in ("stopped", "failed", "lost"):
-            tell_trial(plan, record, status="KILLED" if record.state == "stopped" else "FAILED")
+        tracks = (trial_folder(plan.out, record.number) / "tracking").exists()
+        is_cut_off = record.state == "running" and tracks
+        if not is_cut_off and record.state not in ("stopped", "failed", "lost"):
+            continue
+        failed = record.state in ("failed", "lost")
+        try:
+            tell_trial(plan, record, status="FAILED" if failed else "KILLED")
+        except JournalError as error:  # its process does not end
+            logger.warning("MLflow is not told of the end of trial %d: %s", record.number, error)
 
 
 def _best(sweep: SweepConfig, ran: TrialsRun) -> TrialRecord:
@@ -220,7 +234,7 @@ def _best(sweep: SweepConfig, ran: TrialsRun) -> TrialRecord:
     """
     if not ran.is_whole:
         over = sum(record.has_ended for record in ran.records)
-        raise RunFailedError(
+        raise RunInterruptedError(
             f"interrupted; {over} of {sweep.num_trials} trials are over, go on with --resume"
         )
     best = best_trial(ran.records, objectives=sweep.objectives)
@@ -337,8 +351,8 @@ def run_alone_sweeps(
         write_whole(out / BEST, joint.model_dump_json(indent=1) + "\n")
         for path in (out / BEST, write_references(best, out=out)):
             tracker.log_artifact(path)
-    except BaseException:
-        tracker.close(status="FAILED")
+    except BaseException as error:
+        tracker.close(status=status_of(error))
         raise
     tracker.close(status="FINISHED")
     return JointOutcome(sweep.name, out, found, time.monotonic() - began)

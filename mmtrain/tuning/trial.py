@@ -19,7 +19,8 @@ from mmtrain.export import load_bundle
 from mmtrain.predictor import Predictor
 from mmtrain.pruning.pruner import Pruner
 from mmtrain.recipe import Recipe
-from mmtrain.runs import BUNDLE, CHECKPOINTS, Job, prepare_run, start_tracking
+from mmtrain.run_tracking import start_tracking
+from mmtrain.runs import BUNDLE, CHECKPOINTS, Job, prepare_run
 from mmtrain.tracking import Status, Tracker, TrackingConfig
 from mmtrain.tradeoff import measure_tradeoff, read_drawn
 from mmtrain.tuning.score import TaskMeasure, combine_scores, measure_tasks

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+from mlflow import MlflowClient
 from rich.console import Console
 from torch import Tensor, equal
 from torch.testing import assert_close
@@ -90,6 +91,40 @@ def test_straight_run_leaves_checkpoints_bundle_recipe_and_series(straight, reci
     assert (straight / "bundle" / "bundle.json").exists()
     steps = [json.loads(x)["step"] for x in (straight / "series.jsonl").read_text().splitlines()]
     assert steps == list(range(1, STEPS + 1))
+    assert mlflow_status(straight) == "FINISHED"
+
+
+def mlflow_status(out: Path) -> str:
+    """Of the one run that the folder's store holds."""
+    client = MlflowClient(tracking_uri=f"sqlite:///{out / 'mlruns.db'}")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    (run,) = client.search_runs(experiments)
+    return run.info.status
+
+
+def interrupt_when_saved(out: Path) -> None:
+    """What Ctrl-C does, as soon as a checkpoint is there; gives up after two minutes."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and checkpoint.latest(out / "checkpoints") is None:
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_interrupted_run_is_killed_in_mlflow_and_finished_when_it_was_resumed(
+    recipe, data_dir, tmp_path
+):
+    long = recipe.with_(num_steps=2000, save_every=SAVED)
+    interrupter = threading.Thread(target=interrupt_when_saved, args=(tmp_path,))
+    interrupter.start()
+    with pytest.raises(RunFailedError, match="interrupted"):
+        train(long, out=tmp_path, data_dir=data_dir)
+    interrupter.join()
+    assert mlflow_status(tmp_path) == "KILLED"
+    saved = checkpoint.latest(tmp_path / "checkpoints")
+    assert saved is not None
+    short = recipe.with_(num_steps=saved.step + SAVED)
+    train(short, out=tmp_path, data_dir=data_dir, resume=True)
+    assert mlflow_status(tmp_path) == "FINISHED"
 
 
 def kill_a_worker(series: Path, *, after_step: int, killed: list[int]) -> None:
@@ -172,6 +207,7 @@ def test_lost_loss_stops_the_run_with_task_step_and_examples_and_keeps_the_check
     )
     with pytest.raises(RunFailedError, match=r"step \d, task .*examples \d+, \d+"):
         train(wild, out=tmp_path, data_dir=data_dir)
+    assert mlflow_status(tmp_path) == "FAILED"
     ref = checkpoint.latest(tmp_path / "checkpoints")
     assert ref is not None
     for state in checkpoint.states(ref):

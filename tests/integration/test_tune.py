@@ -74,6 +74,13 @@ def swept(recipe, data_dir, tmp_path_factory) -> tuple[Path, list[int]]:
     interrupter.join()
     before = {r.number: r for r in read_records(out) if r.has_ended}
     assert 1 <= len(before) < 3
+    client = MlflowClient(tracking_uri=f"sqlite:///{out / 'mlruns.db'}")
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    runs = client.search_runs(experiments)
+    by_name = {run.info.run_name: run.info.status for run in runs}
+    assert by_name.pop("rates") == "KILLED"
+    assert {by_name.pop(f"trial {number}") for number in before} == {"FINISHED"}
+    assert set(by_name.values()) <= {"KILLED"}
     written = {n: (out / f"trials/{n:03d}/trial.json").stat().st_mtime_ns for n in before}
     run_sweep(recipe, sweep_of(), out=out, data_dir=data_dir, resume=True)
     after = {n: (out / f"trials/{n:03d}/trial.json").stat().st_mtime_ns for n in before}

@@ -2,14 +2,7 @@
 
 import json
 import logging
-import os
-import signal
-import socket
-import subprocess
-import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,6 +11,7 @@ from mlflow import MlflowClient
 
 from mmtrain.journal import Journal, JournalError
 from mmtrain.tracking import Tracker, TrackingConfig, flatten
+from tests.mmtrain.example_mlflow import Server
 
 CONFIG = TrackingConfig(interval_s=0.05, timeout_s=2, retry_s=0.2)
 
@@ -150,42 +144,6 @@ def test_flatten_names_nested_values_with_dots():
         "a.c": "{}",
         "d": "(1, 2)",
     }
-
-
-class Server:
-    """An `mlflow server` process on a loopback port, with its store in a folder."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-        command += ["--port", str(self.port), "--workers", "1"]
-        command += ["--backend-store-uri", f"sqlite:///{self._folder / 'server.db'}"]
-        command += ["--artifacts-destination", str(self._folder / "artifacts")]
-        with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(
-                command, stdout=log, stderr=log, start_new_session=True, cwd=self._folder
-            )
-        deadline = time.monotonic() + 130  # seconds alone, a minute on a busy machine
-        while time.monotonic() < deadline:
-            try:
-                urllib.request.urlopen(f"{self.uri}/health", timeout=1).close()
-                return
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.1)
-        raise AssertionError((self._folder / "server.log").read_text())
-
-    def kill(self) -> None:
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
 
 
 @pytest.fixture
