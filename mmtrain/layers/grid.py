@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmtrain.layers.conv import EPSILON, SEPARABLE_SITES, separable_units
+from mmtrain.layers.strided import GridFilters, Pair
 from mmtrain.layers.units import WHOLE, ScaleSite, UnitChoice, UnitCounts, UnitGate, UnitGroup
 
-Pair = tuple[int, int]
 Ends = Literal["same", "left"]
 Entry = Literal["relu", "linear"]  # what an ordinary convolution does first
 
@@ -58,7 +58,8 @@ class GridConv(nn.Module):
     def __init__(self, dim: int, out_dim: int, *, kernel: Pair, stride: Pair, entry: Entry) -> None:
         super().__init__()
         self.entry = entry
-        self.conv = nn.Conv2d(dim, out_dim, kernel, stride, (kernel[0] // 2, kernel[1] // 2))
+        padding = (kernel[0] // 2, kernel[1] // 2)
+        self.conv = GridFilters(dim, out_dim, kernel, stride=stride, padding=padding, bias=True)
         self.norm = nn.LayerNorm(out_dim, eps=EPSILON)
         nn.init.orthogonal_(self.conv.weight)
 
@@ -90,7 +91,9 @@ class GridConvStep(nn.Module):
         padding = (0 if ends == "left" else kernel[0] // 2, kernel[1] // 2)
         count = units.count("channels", of=dim)
         self.choice = UnitChoice(count, of=dim)
-        self.depthwise = nn.Conv2d(count, count, kernel, stride, padding, groups=count, bias=False)
+        self.depthwise = GridFilters(
+            count, count, kernel, stride=stride, padding=padding, groups=count
+        )
         self.channel_gate = UnitGate()
         self.pointwise = nn.Linear(count, out_dim, bias=False)
         self.norm = nn.LayerNorm(out_dim, eps=EPSILON)

@@ -262,7 +262,7 @@ class MoE(nn.Module):
             0, gates.experts_NK.flatten(), gates.weights_NK.flatten()
         )
         if self.expert_gate.mask is not None:
-            importance_E = importance_E[self.expert_gate.mask != 0]
+            importance_E = importance_E.index_select(0, self.expert_gate.mask.nonzero().squeeze(1))
         return self.loss_weight * (
             squared_variation(importance_E) + squared_variation(gates.load_E)
         )

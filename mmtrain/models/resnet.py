@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mmtrain.layers.encoded import Encoded
 from mmtrain.layers.norm import GridNorm
 from mmtrain.layers.patches import known
+from mmtrain.layers.strided import GridFilters
 from mmtrain.layers.units import ScaleSite, Slice, UnitGate, UnitGroup
 from pipelines.errors import MMTrainError
 
@@ -117,7 +118,8 @@ class ConvNorm(nn.Module):
         self, dim: int, out_dim: int, *, kernel: int, stride: int, momentum: float
     ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(dim, out_dim, kernel, stride, kernel // 2, bias=False)
+        steps, padding = (stride, stride), (kernel // 2, kernel // 2)
+        self.conv = GridFilters(dim, out_dim, (kernel, kernel), stride=steps, padding=padding)
         self.norm = GridNorm(out_dim, momentum=momentum)
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
 
