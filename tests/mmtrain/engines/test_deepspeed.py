@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-pytestmark = pytest.mark.timeout(600)  # a fixture waits for a whole group
 ZERO = ("zero0", "zero1", "zero2", "zero3")
 SAVED = ("zero0", "zero1", "zero1_ep2", "zero2_ep2", "zero3", "zero2_bf16", "zero3_offload",
          "zero0+sgd", "zero1_ep2+sgd", "zero2+sgd", "zero3+sgd", "zero2_bf16+sgd")  # fmt: skip

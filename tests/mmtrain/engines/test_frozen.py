@@ -9,7 +9,6 @@ from mmtrain.engines import EngineConfig, build_engine
 from tests.mmtrain.engines.test_deepspeed import run_group
 from tests.mmtrain.engines.toy import ADAM, ToyModel, toy_model, train
 
-pytestmark = pytest.mark.timeout(600)  # a fixture waits for a whole group
 LAYOUTS = ("zero0", "zero1", "zero3", "zero2_ep2", "zero2_bf16", "zero3_bf16")
 
 

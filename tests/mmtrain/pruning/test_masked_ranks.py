@@ -10,7 +10,6 @@ import pytest
 
 from tests.mmtrain.pruning.masked_run import BODIES, MaskedRun, recipe_of
 
-pytestmark = pytest.mark.timeout(600)  # a fixture waits for a whole group
 ROOT = Path(__file__).parents[3]
 SHARDED = (("zero1", "vit"), ("zero2", "vit"), ("zero2_ep2", "experts"))
 SAVED = (*SHARDED, ("zero2_bf16", "norms"))
