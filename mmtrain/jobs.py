@@ -23,6 +23,7 @@ import requests
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
+from mmtrain.deadline import DeadlineError, within
 from mmtrain.submission import (
     ENDED,
     Attempt,
@@ -79,10 +80,11 @@ class JobEnd:
 
 
 class _Client(JobSubmissionClient):
-    """Ray's client, every request of it bounded in time."""
+    """Ray's client, every request of it bounded in time: its bytes each, and the whole."""
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
-        return super()._do_request(method, endpoint, timeout=REQUEST_S, **options)
+        ask = super()._do_request
+        return within(2 * REQUEST_S, lambda: ask(method, endpoint, timeout=REQUEST_S, **options))
 
 
 class Cluster:
@@ -216,7 +218,7 @@ class Cluster:
             yield
         except AuthenticationError as error:
             raise JobError(f"{self.address} {_refusal(str(error))}") from None
-        except (ConnectionError, requests.exceptions.RequestException):
+        except (ConnectionError, DeadlineError, requests.exceptions.RequestException):
             raise JobError(
                 f"no Ray cluster answers at {self.address}; start one (`ray start --head`), "
                 "forward its port 8265 to here, or give --address http://HOST:8265"

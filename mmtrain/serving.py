@@ -20,6 +20,7 @@ import ray
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from mmtrain.server.config import ServingConfig
+from mmtrain.server.connections import CALLBACK
 from mmtrain.server.networks import ModelSource, ServingError, find_sources, load_networks
 
 if TYPE_CHECKING:
@@ -76,7 +77,8 @@ def serving(
     """
     joined = ray.is_initialized()
     _check_port(place)
-    with _environment(_direct_ingress(place) if place.is_direct else {}):
+    settings = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": CALLBACK}
+    with _environment(settings | (_direct_ingress(place) if place.is_direct else {})):
         http = {"host": place.host, "port": _free_port() if place.is_direct else place.port}
         try:
             if not joined:

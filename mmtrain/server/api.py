@@ -198,7 +198,7 @@ class Shield:
 
     def __init__(self, app: ASGIApp, *, token: str | None, meters: Meters) -> None:
         self._app, self._meters = app, meters
-        self._expected = f"Bearer {token}".encode() if token else None
+        self._expected = token.encode() if token else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -228,7 +228,9 @@ class Shield:
         if self._expected is None or path in _OPEN or path.startswith("/page/"):
             return True
         given = Headers(scope=scope).get("authorization", "").encode("latin-1")
-        return hmac.compare_digest(given, self._expected)
+        scheme, _, token = given.partition(b" ")
+        is_right = hmac.compare_digest(token.lstrip(b" "), self._expected)
+        return is_right and scheme.lower() == b"bearer"  # of any case: RFC 9110, Sec. 11.1
 
 
 def _no_token() -> JSONResponse:

@@ -47,6 +47,19 @@ class ServingConfig(BaseModel):
     timeout_s: float = Field(
         default=30.0, gt=0, description="Longest time for a request, its upload too."
     )
+    stall_s: float = Field(
+        default=5.0, gt=0, description="Seconds in which a body must come on at the least rate."
+    )
+    min_upload_bytes_per_s: int = Field(
+        default=4096, ge=1, description="Least rate of a body, bytes/s; a slower one is 408."
+    )
+    max_client_share: float = Field(
+        default=0.5,
+        gt=0,
+        le=1,
+        description="Share of the queue and of held bytes that the uploads of one address may "
+        "take; 1 behind a proxy, where all clients have its address.",
+    )
     token: SecretStr | None = Field(
         default=None, min_length=1, description="Bearer token that requests must bring; None: none."
     )

@@ -1,6 +1,7 @@
 """Requests off the wire: a bounded body, and what it asks, from JSON or multipart/form-data."""
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -9,7 +10,8 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from mmtrain.server.config import Limits
+from mmtrain.server.config import Limits, ServingConfig
+from mmtrain.server.door import Guest
 from mmtrain.server.inputs import Sent
 from mmtrain.server.problems import RequestError, too_large
 from mmtrain.server.schema import PredictRequest
@@ -28,31 +30,64 @@ class Asked:
     sent: Sent
 
 
-async def read_body(request: Request, *, limits: Limits) -> bytes:
+async def read_body(request: Request, *, guest: Guest, config: ServingConfig) -> bytes:
     """All of the body, as long as it is within bounds.
 
     Raises:
-        RequestError: too large, packed, or the sender went away.
+        RequestError: too large, packed, too slow, the house is full, or the sender went away.
     """
     packed = request.headers.get("content-encoding", "identity")
     if packed != "identity":
         raise RequestError(
             415, "a packed body is not read", value=packed, remedy="send it without an encoding"
         )
-    most = limits.max_upload_bytes * 4 // 3 + _ENVELOPE_BYTES  # base64: 4 letters for 3 bytes
+    most = config.limits.max_upload_bytes * 4 // 3 + _ENVELOPE_BYTES  # base64: 4 letters for 3
     promised = request.headers.get("content-length", "")
     if promised.isdecimal() and int(promised) > most:
         raise too_large("body", size=int(promised), most=most, unit="bytes")
     chunks, size = [], 0
     try:
-        async for chunk in request.stream():
-            size += len(chunk)
-            if size > most:
-                raise too_large("body", size=size, most=most, unit="bytes")
-            chunks.append(chunk)
+        with guest.uploading():
+            async for chunk in _not_too_slow(request.stream(), config=config):
+                size += len(chunk)
+                if size > most:
+                    raise too_large("body", size=size, most=most, unit="bytes")
+                guest.hold(len(chunk))
+                chunks.append(chunk)
     except ClientDisconnect:
         raise RequestError(400, "the sender went away", value=f"after {size:,} bytes") from None
     return b"".join(chunks)
+
+
+async def _not_too_slow(
+    stream: AsyncIterator[bytes], *, config: ServingConfig
+) -> AsyncGenerator[bytes, None]:
+    """The chunks of a body. In every `stall_s` so many bytes must come as make the least rate; one
+    byte now and then does not hold a place.
+
+    Raises:
+        RequestError: they do not.
+    """
+    loop = asyncio.get_running_loop()
+    wanted = config.stall_s * config.min_upload_bytes_per_s
+    size, floor, ends = 0, wanted, loop.time() + config.stall_s
+    while True:
+        try:
+            async with asyncio.timeout_at(ends):
+                chunk = await anext(stream, None)
+        except TimeoutError:
+            raise RequestError(
+                408,
+                "the body arrives too slowly",
+                value=f"{size:,} bytes so far",
+                remedy=f"send at least {config.min_upload_bytes_per_s:,} bytes a second",
+            ) from None
+        if chunk is None:
+            return
+        size += len(chunk)
+        if size >= floor:
+            floor, ends = size + wanted, loop.time() + config.stall_s
+        yield chunk
 
 
 async def parse_request(request: Request, body: bytes, *, limits: Limits) -> Asked:

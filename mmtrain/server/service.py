@@ -5,10 +5,9 @@ door (429) | body (413, 408) | request (400, 415, 422) | network | arrays | batc
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,11 @@ from starlette.requests import Request
 from mmtrain.answers import Prediction
 from mmtrain.server.batch import Batcher
 from mmtrain.server.config import ServingConfig
+from mmtrain.server.door import Door, client_address
 from mmtrain.server.inputs import possible_modalities, raw_value, read_input
 from mmtrain.server.meters import Meters
 from mmtrain.server.networks import Chosen, Network, Networks
-from mmtrain.server.problems import RequestError, too_busy
+from mmtrain.server.problems import RequestError
 from mmtrain.server.requests import Asked, parse_request, read_body
 from mmtrain.server.schema import PredictAnswer, to_answer, to_network
 
@@ -60,45 +60,6 @@ class Said:
     by_task: dict[str, Prediction]
 
 
-@dataclass(slots=True)
-class Door:
-    """Counts requests in the house, and the bytes that they hold."""
-
-    config: ServingConfig
-    requests: int = 0
-    num_bytes: int = 0
-    answer_s: float = field(default=0.1)  # running mean of an answer's time
-
-    @contextmanager
-    def enter(self) -> Iterator[None]:
-        """Lets a request in.
-
-        Raises:
-            RequestError: the house is full; 429 with the time after which to come again.
-        """
-        if self.requests >= self.config.max_queue:
-            raise too_busy(held=f"{self.requests} requests wait", retry_after_s=self.answer_s)
-        self.requests += 1
-        began_s = time.monotonic()
-        try:
-            yield
-        finally:
-            self.requests -= 1
-            self.answer_s += 0.1 * (time.monotonic() - began_s - self.answer_s)
-
-    @contextmanager
-    def hold(self, num_bytes: int) -> Iterator[None]:
-        """Lets a body of that size in; see `enter`."""
-        most = self.config.limits.max_held_bytes
-        if self.num_bytes and self.num_bytes + num_bytes > most:
-            raise too_busy(held=f"{self.num_bytes:,} bytes", retry_after_s=self.answer_s)
-        self.num_bytes += num_bytes
-        try:
-            yield
-        finally:
-            self.num_bytes -= num_bytes
-
-
 class Service:
     """Answers requests with the networks of a replica."""
 
@@ -124,11 +85,12 @@ class Service:
         Raises:
             MMTrainError: it is not answered, and why.
         """
-        began_s, bodies = time.monotonic(), request.headers.get("content-length", "")
-        with self.door.enter(), self.door.hold(int(bodies) if bodies.isdecimal() else 0):
+        began_s = time.monotonic()
+        address = client_address(request.client.host if request.client else "")
+        with self.door.enter(address) as guest:
             try:
                 async with asyncio.timeout(self.config.timeout_s):
-                    body = await read_body(request, limits=self.config.limits)
+                    body = await read_body(request, guest=guest, config=self.config)
             except TimeoutError:
                 raise self._too_slow(408, "the request did not arrive in time") from None
             left_s = self.config.timeout_s - (time.monotonic() - began_s)

@@ -214,10 +214,20 @@ def test_a_token_guards_all_but_the_page_and_the_health(networks: Networks):
             answer = client.get(path)
             assert "Authorization: Bearer TOKEN" in refusal(answer, 401)
             assert answer.headers["www-authenticate"] == "Bearer"
-        wrong = {"authorization": "Bearer secreT"}
-        assert client.get("/v1/tasks", headers=wrong).status_code == 401
+        for wrong in (
+            "Bearer secreT",
+            "Bearer secret ",
+            "Basic secret",
+            "Bearer",
+            "secret",
+            "\xff",
+        ):
+            headers = {"authorization": wrong.encode("latin-1")}
+            assert client.get("/v1/tasks", headers=headers).status_code == 401, wrong
         right = {"authorization": "Bearer secret"}
-        assert client.get("/v1/tasks", headers=right).status_code == 200
+        for scheme in ("Bearer", "bearer", "BEARER", "bearer "):  # RFC 9110, Sec. 11.1 and 11.4
+            headers = {"authorization": f"{scheme} secret"}
+            assert client.get("/v1/tasks", headers=headers).status_code == 200, scheme
         body = {"task": "names", "input": "Peru"}
         assert client.post(PREDICT, json=body).status_code == 401
         assert client.post(PREDICT, json=body, headers=right).status_code == 200
