@@ -10,7 +10,7 @@ from mmtrain.planning.longest import longest_shape
 from mmtrain.rates import learning_rate
 from mmtrain.recipe import load_recipe, recipe_functions
 from mmtrain.runs import task_specs
-from pipelines.plan import bucket_batch_sizes
+from pipelines.task_order import bucket_batch_sizes
 
 TASKS = (
     "speech_recognition",

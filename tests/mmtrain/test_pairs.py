@@ -187,7 +187,7 @@ def train_steps(recipe: Recipe) -> list[float]:
                 engine, micro, recipe, ranks, num_targets=counts, rates=rates, masked=masked
             )
             engine.backward(loss.share)
-        stats = engine.step(learning_rates=rates.learning_rates, betas=rates.betas)
+        stats = engine.step(learning_rates=rates.learning_rates, **rates.decays)
         norms.append(float(stats.gradient_norm))
     return norms
 
