@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from mmtrain import cli
 from mmtrain import train as training
+from mmtrain.fitting import fitted
 from mmtrain.initialize import start_model
 from mmtrain.modalities import HeadInitError
 from mmtrain.models.model import MultiTaskModel, build_model
@@ -89,7 +90,7 @@ def shrunken() -> Recipe:
 
 
 def model_of(recipe: Recipe) -> MultiTaskModel:
-    return build_model(recipe.model, task_specs(recipe, None), seed=0)
+    return build_model(fitted(recipe), task_specs(recipe, None), seed=0)
 
 
 def test_the_readmes_command_starts_from_an_official_vit(folder, monkeypatch):

@@ -9,6 +9,7 @@ from pydantic import BaseModel, create_model
 from mmtrain import checkpoint
 from mmtrain.checkpoint import Progress
 from mmtrain.engines import EngineConfig, build_engine
+from mmtrain.fitting import fitted
 from mmtrain.models.model import build_model
 from mmtrain.optim import OptimizerConfig
 from mmtrain.recipe import Recipe, RecipeError, load_recipe, override
@@ -229,7 +230,7 @@ def run(tmp_path) -> tuple[Recipe, Path, Path]:
     )
     assert prepare_run(recipe, out=out, data_dir=data_dir, resume=False) is None
     corpora = open_corpora(recipe, data_dir)
-    model = build_model(recipe.model, task_specs(recipe, None), seed=0)
+    model = build_model(fitted(recipe), task_specs(recipe, None), seed=0)
     engine = build_engine(recipe.engine, model=model, optimizer=recipe.optimizer)
     progress = Progress(
         3,
