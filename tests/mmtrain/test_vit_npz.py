@@ -84,7 +84,7 @@ def test_compressed_and_bfloat16_files_are_read(vit, tmp_path):
 
 def test_positions_are_resized_and_the_class_tokens_is_kept(vit, tmp_path):
     path = saved(tmp_path / "vit.npz", to_npz(vit))
-    held = nets(image_patches=image_patches.Config(height=32, width=24, patch=(8, 8)))
+    held = nets(image_patches=image_patches.Config(height=32, width=24, channels=3, patch=(8, 8)))
     model = started(small_polyvit("shape", held=held), path)
     table = model.state_dict()["stems.image_patches.tokens.positions"]
     theirs = vit.vit.embeddings.position_embeddings[0]
