@@ -15,6 +15,7 @@ import typer
 from pydantic import ValidationError
 from rich.table import Table
 
+from mmtrain import termination
 from mmtrain.commands import doctor, jobs, models, plan, predict, serving, tune
 from mmtrain.commands.options import (
     Address,
@@ -323,15 +324,20 @@ def main() -> None:
     """Entry point: the user's mistakes are one line and a non-zero exit, never a traceback."""
     for chatty in ("mlflow", "alembic", "ray", "deepspeed", "DeepSpeed"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    termination.interrupt_on_sigterm()
     try:
         app()  # Typer itself answers a wrong option, and an interrupt, in one line
     except MMTrainError as error:
         _fail(str(error))
     except ValidationError as error:
         _fail(f"{error.title}: {first_problem(error)}")
+    except SystemExit:
+        if termination.was_terminated():
+            _fail("terminated; what was written whole stands, the same command goes on")
+        raise
 
 
 def _fail(message: str) -> None:
     errors.print("[bold red]error:[/bold red] ", end="")
     errors.print(message, markup=False, highlight=False, soft_wrap=True)
-    sys.exit(2)
+    sys.exit(termination.exit_status(2))

@@ -21,6 +21,7 @@ from rich.console import Console
 from mmtrain.export import code_version
 from mmtrain.recipe import Recipe
 from mmtrain.runs import BUNDLE, CHECKPOINTS, RECIPE, RunFailedError, prepare_run
+from mmtrain.termination import interruption
 from mmtrain.tracking import Tracker, TrackingConfig, tracking_uri
 from mmtrain.tune import TrialsRun, run_trials
 from mmtrain.tuning.alone import alone_recipe, alone_sweep, joint_recipe, write_references
@@ -40,6 +41,7 @@ from mmtrain.tuning.trials import (
     read_records,
     trial_folder,
 )
+from pipelines.ownership import owns_out
 
 SWEEP, BEST, RESULTS, REPORT = "sweep.json", "best.json", "sweep_results.json", "report.html"
 _MAY_CHANGE = ("num_trials", "concurrent", "max_failures", "timeout_s")  # when it goes on
@@ -76,6 +78,7 @@ class SweepOutcome:
         }
 
 
+@owns_out
 def run_sweep(
     recipe: Recipe,
     sweep: SweepConfig,
@@ -200,7 +203,7 @@ def _best(sweep: SweepConfig, ran: TrialsRun) -> TrialRecord:
     if not ran.is_whole:
         over = sum(record.has_ended for record in ran.records)
         raise RunFailedError(
-            f"interrupted; {over} of {sweep.num_trials} trials are over, go on with --resume"
+            f"{interruption()}; {over} of {sweep.num_trials} trials are over, go on with --resume"
         )
     best = best_trial(ran.records, objectives=sweep.objectives)
     if best is None:
@@ -274,6 +277,7 @@ class JointOutcome:
         }
 
 
+@owns_out
 def run_alone_sweeps(
     recipe: Recipe,
     sweep: SweepConfig,
