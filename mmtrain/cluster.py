@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import worker as ray_worker
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError, RayTaskError
 
@@ -85,12 +86,17 @@ def read_board(board: Any) -> Any:
 def reason(error: object) -> str:
     """The last line of what another program says of an error, which has its cause."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[-1].strip()[:_MAX_REASON]
+    if "worker process has died" in lines[-1]:  # Ray goes on for three lines about what may be
+        return "its process was killed or crashed, as where memory runs out"
+    return lines[-1].strip()[:_MAX_REASON].rstrip(".")
 
 
 def _start(num_cpus: int, *, address: str | None) -> None:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")  # slow machines
     before = signal.getsignal(signal.SIGTERM)
+    # Ray 2.60 prints each death of a process to stdout, whatever `log_to_driver` says: two lines of
+    # ids, and in the way of --json. What a death comes to, the command itself says.
+    ray_worker.print_to_stdstream = lambda data, **_: logger.info("%s", data)
     try:
         ray.init(
             address=address or "local",
@@ -110,7 +116,7 @@ def _start(num_cpus: int, *, address: str | None) -> None:
             ) from error
         logs = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray/session_latest/logs"
         raise ClusterError(
-            f"Ray does not start: {reason(error)} Its logs are in {logs}; free CPU, memory and "
+            f"Ray does not start: {reason(error)}. Its logs are in {logs}; free CPU, memory and "
             "disk, then give the command again"
         ) from error
     if callable(before):

@@ -66,5 +66,5 @@ def lost_run(job: Job, error: Exception, *, max_failures: int) -> RunFailedError
         last = reason(next(iter(failures.values())))
         what = f"workers failed more than {max_failures} times, the last with: {last}"
     return RunFailedError(
-        f"{what} More is in {job.out / ERRORS}. What was saved stands; go on with --resume"
+        f"{what}. More is in {job.out / ERRORS}. What was saved stands; go on with --resume"
     )

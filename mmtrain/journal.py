@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from mmtrain.line_file import LineFile
 from pipelines.errors import MMTrainError
 
 Event = Mapping[str, Any]  # "kind" and what that kind needs, as JSON
@@ -37,7 +38,7 @@ class Journal:
 
     def __init__(self, folder: Path, mark: Mark, lock: int) -> None:
         self._folder, self.mark, self._lock = folder, mark, lock
-        self._events = (folder / "events.jsonl").open("ab")
+        self._events = LineFile(folder / "events.jsonl")
 
     @classmethod
     def open(cls, folder: Path, *, resume: bool, wait_s: float = 10.0) -> Self:
@@ -56,13 +57,19 @@ class Journal:
         return journal
 
     def append(self, event: Event) -> None:
-        """Adds an event; it survives the process, though not a power cut."""
-        self._events.write(json.dumps(event).encode() + b"\n")
-        self._events.flush()
+        """Adds an event; it survives the process, though not a power cut, nor a full disk."""
+        self._events.append(event)
+
+    @property
+    def num_missing(self) -> int:
+        """Events that could not be written."""
+        return self._events.num_missing
 
     def unsent(self, *, max_events: int) -> tuple[list[tuple[Event, int]], int]:
         """The next events, each with the offset of its end, and the bytes not yet sent."""
         events: list[tuple[Event, int]] = []
+        if not (self._folder / "events.jsonl").exists():  # a disk too full for an empty file
+            return events, 0
         with (self._folder / "events.jsonl").open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(self.mark.sent_bytes)

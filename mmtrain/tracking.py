@@ -121,6 +121,11 @@ class Tracker:
         """The tracking URI in use."""
         return self._sender.uri
 
+    @property
+    def num_missing(self) -> int:
+        """Events that are not in the journal, the disk being full."""
+        return self._journal.num_missing
+
     def log_params(self, params: Mapping[str, object]) -> None:
         """Parameters, nested ones under dotted names; long values are cut (the recipe is whole)."""
         self._append({"kind": "params", "values": flatten(params)})
