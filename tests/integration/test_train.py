@@ -127,6 +127,14 @@ def test_interrupted_run_is_killed_in_mlflow_and_finished_when_it_was_resumed(
     assert mlflow_status(tmp_path) == "FINISHED"
 
 
+def command_of(process: psutil.Process) -> str:
+    """Its command line; nothing of one that ended since it was listed."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # gone, or a zombie: Ray's idle processes come and go
+        return ""
+
+
 def kill_a_worker(series: Path, *, after_step: int, killed: list[int]) -> None:
     """Kills one training process as soon as the series has a step; gives up after two minutes."""
     deadline = time.monotonic() + 120
@@ -136,7 +144,7 @@ def kill_a_worker(series: Path, *, after_step: int, killed: list[int]) -> None:
             workers = [
                 process
                 for process in psutil.Process().children(recursive=True)
-                if "RayTrainWorker" in " ".join(process.cmdline())
+                if "RayTrainWorker" in command_of(process)
             ]
             workers[-1].send_signal(signal.SIGKILL)
             killed.append(len(series.read_text().splitlines()))
