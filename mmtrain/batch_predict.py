@@ -5,7 +5,6 @@ gets it reads, answers and commits it by itself, a batch at a time. Each actor l
 What is killed goes on where it stopped, and ends with the same parts.
 """
 
-import logging
 import os
 import pickle
 import tempfile
@@ -17,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ray
 import ray.data
 import torch
 
 from mmtrain.bulk.answers import MAX_REASONS, BatchJob, predict_part
 from mmtrain.bulk.inputs import InputData, Part, open_input, parts
 from mmtrain.bulk.output import PartReport, Request, complete, open_output, record
+from mmtrain.cluster import cluster_of
 from mmtrain.export import Bundle, BundleTask, find_bundle, load_bundle, load_card
 from mmtrain.predictor import Predictor
 from pipelines import modalities
@@ -221,8 +220,8 @@ def _answer(
     """
     if not missing:
         return
-    with _cluster(address, concurrency=concurrency):
-        has = ray.cluster_resources()
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's actors make it warn
+    with cluster_of(concurrency or 1, address=address) as has:
         gpus = int(has.get("GPU", 0))
         size = concurrency or max(1, gpus or int(has.get("CPU", 1)) // 2)
         size = min(size, len(missing))
@@ -248,27 +247,6 @@ def _answer(
                 if isinstance(report, str):
                     raise BatchError(report)
                 yield report
-
-
-@contextmanager
-def _cluster(address: str | None, *, concurrency: int | None) -> Iterator[None]:
-    """The cluster at the address, one already joined, or a new one that ends with the call."""
-    joined = ray.is_initialized()
-    if not joined:
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's actors make it warn
-        cpus = max(os.cpu_count() or 1, (concurrency or 1) + 1)
-        ray.init(
-            address=address or "local",
-            num_cpus=None if address else cpus,
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    try:
-        yield
-    finally:
-        if not joined:
-            ray.shutdown()
 
 
 @contextmanager

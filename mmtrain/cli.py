@@ -14,6 +14,7 @@ import typer
 from pydantic import ValidationError
 from rich.table import Table
 
+from mmtrain import termination
 from mmtrain.commands import doctor, jobs, models, plan, predict, serving, tune
 from mmtrain.commands.options import (
     Address,
@@ -323,6 +324,7 @@ def main() -> None:
     """Entry point: the user's mistakes are one line and a non-zero exit, never a traceback."""
     for chatty in ("mlflow", "alembic", "ray", "deepspeed", "DeepSpeed"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    termination.interrupt_on_sigterm()
     try:
         app()  # Typer itself answers a wrong option, and an interrupt, in one line
     except MMTrainError as error:
@@ -330,10 +332,12 @@ def main() -> None:
     except ValidationError as error:
         _fail(f"{error.title}: {first_problem(error)}")
     except SystemExit as end:  # how Typer always ends
+        if termination.was_terminated():
+            _fail("terminated; what was written whole stands, the same command goes on")
         leave(end.code)
 
 
 def _fail(message: str) -> None:
     errors.print("[bold red]error:[/bold red] ", end="")
     errors.print(message, markup=False, highlight=False, soft_wrap=True)
-    leave(2)
+    leave(termination.exit_status(2))

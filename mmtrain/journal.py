@@ -17,6 +17,7 @@ from typing import Any, Self
 
 from pydantic import TypeAdapter, ValidationError
 
+from mmtrain.line_file import LineFile
 from pipelines.errors import MMTrainError, first_problem
 from pipelines.files import read_retried, write_whole
 
@@ -45,8 +46,8 @@ class Journal:
 
     def __init__(self, folder: Path, mark: Mark, lock: int) -> None:
         self._folder, self.mark, self._lock = folder, mark, lock
-        self._events = (folder / "events.jsonl").open("ab")
-        self._writing = threading.Lock()
+        self._events = LineFile(folder / "events.jsonl")
+        self._writing, self._is_closed = threading.Lock(), False
 
     @classmethod
     def open(cls, folder: Path, *, resume: bool, wait_s: float = 10.0) -> Self:
@@ -71,17 +72,18 @@ class Journal:
     @property
     def closed(self) -> bool:
         """Whether the folder was given to the next process."""
-        return self._events.closed
+        return self._is_closed
 
     def append(self, event: Event) -> None:
-        """Adds an event; it survives the process, though not a power cut."""
+        """Adds an event; it survives the process, though not a power cut, nor a full disk."""
         with self._writing:
-            self._events.write(json.dumps(event).encode() + b"\n")
-            self._events.flush()
+            self._events.append(event)
 
     def unsent(self, *, max_events: int) -> tuple[list[tuple[Event, int]], int]:
         """The next events, each with the offset of its end, and the bytes not yet sent."""
         events: list[tuple[Event, int]] = []
+        if not (self._folder / "events.jsonl").exists():  # a disk too full for an empty file
+            return events, 0
         with (self._folder / "events.jsonl").open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(self.mark.sent_bytes)
@@ -104,6 +106,7 @@ class Journal:
     def close(self) -> None:
         """Closes the file and lets the next process in."""
         with self._writing:
+            self._is_closed = True
             self._events.close()
             os.close(self._lock)
 

@@ -31,13 +31,17 @@ class TaskProgress:
 
 @dataclass(frozen=True, slots=True)
 class RunProgress:
-    """How far a run is. `elapsed_s` and `remaining_s` count from the loop's own start."""
+    """How far a run is. `elapsed_s` and `remaining_s` count from the loop's own start.
+
+    `note` is what the user should know besides; empty: nothing.
+    """
 
     step: int
     num_steps: int
     elapsed_s: float
     remaining_s: float
     tasks: Mapping[str, TaskProgress] = field(default_factory=dict)
+    note: str = ""
 
 
 def clock(seconds: float) -> str:
@@ -57,6 +61,7 @@ def progress_line(progress: RunProgress) -> str:
     return (
         f"step {progress.step}/{progress.num_steps}  {clock(progress.elapsed_s)} elapsed, "
         f"{clock(progress.remaining_s)} remaining  {losses}"
+        f"{'  ' * bool(progress.note)}{progress.note}"
     )
 
 
@@ -73,7 +78,8 @@ def progress_table(progress: RunProgress) -> RenderableType:
         f"   {clock(progress.elapsed_s)} elapsed, {clock(progress.remaining_s)} remaining",
     )
     bar = ProgressBar(total=max(1, progress.num_steps), completed=progress.step, width=60)
-    return Group(headline, bar, table)
+    note = [Text(progress.note, style="yellow")] if progress.note else []
+    return Group(headline, bar, table, *note)
 
 
 class PolledDisplay(ABC):

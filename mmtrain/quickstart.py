@@ -14,6 +14,7 @@ from mmtrain.report import results_table
 from mmtrain.results import Results
 from mmtrain.tracking import TrackingConfig
 from mmtrain.train import build_corpora, ray_cluster, train
+from pipelines.ownership import sole_owner
 
 SAMPLES = 2  # predictions shown of each task
 
@@ -40,27 +41,40 @@ def run_quickstart(
     began = time.monotonic()
     recipe = load_recipe(recipe_name, settings)
     tracking, out = TrackingConfig(), out or Path("runs") / recipe.name
-    with ray_cluster(recipe):
-        console.print(f"building {len(recipe.tasks)} corpora in {data_dir} ...")
-        manifests = build_corpora(recipe, data_dir=data_dir)
-        built_s = time.monotonic() - began
-        examples = sum(manifest.num_examples for manifest in manifests.values())
-        console.print(f"{examples:,} examples in {clock(built_s)}")
-        console.print(f"training {recipe.num_steps:,} steps on {recipe.num_workers} workers ...")
-        run = train(
-            recipe, out=out, data_dir=data_dir, resume=resume, tracking=tracking, console=console
+    with sole_owner(out, option="--out"):
+        with ray_cluster(recipe):
+            console.print(f"building {len(recipe.tasks)} corpora in {data_dir} ...")
+            manifests = build_corpora(recipe, data_dir=data_dir)
+            built_s = time.monotonic() - began
+            examples = sum(manifest.num_examples for manifest in manifests.values())
+            console.print(f"{examples:,} examples in {clock(built_s)}")
+            console.print(
+                f"training {recipe.num_steps:,} steps on {recipe.num_workers} workers ..."
+            )
+            run = train(
+                recipe,
+                out=out,
+                data_dir=data_dir,
+                resume=resume,
+                tracking=tracking,
+                console=console,
+            )
+        times = {"corpora": built_s, "training": run.seconds}
+        finished = finish_run(
+            run,
+            recipe,
+            data_dir=data_dir.absolute(),
+            tracking=tracking,
+            times=times,
+            console=console,
         )
-    times = {"corpora": built_s, "training": run.seconds}
-    finished = finish_run(
-        run, recipe, data_dir=data_dir.absolute(), tracking=tracking, times=times, console=console
-    )
-    console.print(results_table(finished.results))
-    print_samples(finished.results, console=console)
-    console.print(f"report    {finished.report}", highlight=False)
-    if finished.version:
-        console.print(f"model     {finished.version.uri}", highlight=False)
-    console.print(f"whole run {clock(time.monotonic() - began)}", highlight=False)
-    return finished
+        console.print(results_table(finished.results))
+        print_samples(finished.results, console=console)
+        console.print(f"report    {finished.report}", highlight=False)
+        if finished.version:
+            console.print(f"model     {finished.version.uri}", highlight=False)
+        console.print(f"whole run {clock(time.monotonic() - began)}", highlight=False)
+        return finished
 
 
 def print_samples(results: Results, *, console: Console) -> None:

@@ -1,9 +1,12 @@
 """What rank 0 tells of a run: the tracker its series, the display its progress, the folder its log.
 
-`series.jsonl` in the run's folder has a line a point, so that the report needs no MLflow.
+`series.jsonl` in the run's folder has a line a point, so that the report needs no MLflow. A disk
+that is full does not stop a run: lines wait, or are lost, and the display says how many.
 """
 
+import contextlib
 import json
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +15,7 @@ from typing import Any
 
 from mmtrain.engines import StepStats
 from mmtrain.gradient_monitor import Cosines
+from mmtrain.line_file import LineFile
 from mmtrain.progress import RunProgress, TaskProgress
 from mmtrain.pruning.kept import KeptPoint
 from mmtrain.recipe import Recipe
@@ -50,10 +54,11 @@ class RunLog:
         first_step: int,
     ) -> None:
         self._recipe, self._post, self._first_step = recipe, post, first_step
-        self._path, self._routing_path = job.out / SERIES, job.out / ROUTING
-        kept = _keep_until(self._path, first_step)
+        self._out = job.out
+        kept = _keep_until(job.out / SERIES, first_step)
         for name in (GRADIENTS, KEPT):
             _keep_until(job.out / name, first_step)
+        self._files: dict[str, LineFile] = {}
         self._before_s = kept[-1]["elapsed_s"] if kept else 0.0
         self._task_seconds: dict[str, float] = dict(kept[-1]["task_seconds"]) if kept else {}
         self._task_steps: dict[str, int] = dict(kept[-1]["task_steps"]) if kept else {}
@@ -80,10 +85,10 @@ class RunLog:
             "task_steps": self._task_steps,
             "task_seconds": self._task_seconds,
         }
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self._add(SERIES, line)
         routing = {"tasks": list(self._recipe.tasks), "layers": point.routing}
-        write_whole(self._routing_path, json.dumps(routing))
+        with contextlib.suppress(OSError, MMTrainError):  # whole sums: the next ones hold these
+            write_whole(self._out / ROUTING, json.dumps(routing))
         self._post(self._progress(step, point, elapsed_s=time.monotonic() - self._began))
 
     def gradients(self, step: int, cosines: Cosines | None) -> None:
@@ -92,8 +97,7 @@ class RunLog:
             return
         tasks = list(self._recipe.tasks)
         line = {"step": step, "tasks": tasks, "cosines": cosines}
-        with self._path.with_name(GRADIENTS).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self._add(GRADIENTS, line)
         values = {
             f"gradient_cosine/{tasks[i]}/{tasks[j]}": value
             for i, row in enumerate(cosines)
@@ -106,8 +110,7 @@ class RunLog:
         """Units that each subtask keeps after `step` steps; None: there are no masks."""
         if point is None:
             return
-        with self._path.with_name(KEPT).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **point.to_dict()}) + "\n")
+        self._add(KEPT, {"step": step, **point.to_dict()})
         values = {f"kept/{name}": share for name, share in point.shares().items()}
         for name, shares in point.group_shares().items():
             pairs = zip(point.groups, shares, strict=True)
@@ -122,8 +125,7 @@ class RunLog:
 
     def examples(self, step: int, example_ids: Sequence[int]) -> None:
         """Debug: the examples that a step trains on, over all ranks, a line a step."""
-        with self._path.with_name(EXAMPLES).open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "examples": list(example_ids)}) + "\n")
+        self._add(EXAMPLES, {"step": step, "examples": list(example_ids)})
 
     def validation(self, step: int, measured: Mapping[str, ValidationPoint]) -> None:
         """Validation after `step` steps."""
@@ -136,9 +138,20 @@ class RunLog:
 
     def close(self) -> Spent:
         """Hands the tracker back to the driver, the run going on."""
+        for file in self._files.values():
+            file.close()
         self._tracker.close(status=None, timeout_s=HAND_OVER_S)
         seconds = self._before_s + time.monotonic() - self._began
         return Spent(seconds, self._task_steps, self._task_seconds)
+
+    def _add(self, name: str, line: Mapping[str, Any]) -> None:
+        if name not in self._files:
+            self._files[name] = LineFile(self._out / name)
+        self._files[name].append(line)
+
+    def _note(self) -> str:
+        missing = sum(file.num_missing for file in self._files.values())
+        return f"{missing} lines of metrics not written: is the disk full?" if missing else ""
 
     def _metrics(self, point: Point, stats: StepStats) -> dict[str, float]:
         values = {"gradient_norm": stats.gradient_norm}
@@ -157,6 +170,7 @@ class RunLog:
             num_steps=self._recipe.num_steps,
             elapsed_s=elapsed_s,
             remaining_s=elapsed_s / done * (self._recipe.num_steps - step),
+            note=self._note(),
             tasks={
                 task: TaskProgress(
                     steps=self._task_steps[task],
@@ -169,9 +183,14 @@ class RunLog:
 
 
 def _keep_until(path: Path, step: int) -> list[dict[str, Any]]:
-    """Leaves of a log the lines up to a step; those after it are written again."""
+    """Leaves of a log the lines up to a step; those after it are written again.
+
+    It is cut where it is, which also a full disk allows.
+    """
     kept = [line for line in read_series(path) if line["step"] <= step]
-    write_whole(path, "".join(json.dumps(line) + "\n" for line in kept))
+    if path.exists():
+        lines = path.read_bytes().splitlines(keepends=True)
+        os.truncate(path, sum(len(line) for line in lines[: len(kept)]))
     return kept
 
 

@@ -8,9 +8,10 @@ routing.json, losses.json, results.json, report.html
 kept.jsonl, tradeoff.json    of a run with masks: units that subtasks keep; quality over cost
 """
 
-import json
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from dataclasses import field as dataclass_field
 from pathlib import Path
 
 import torch
@@ -36,11 +37,9 @@ from mmtrain.ranks import Ranks
 from mmtrain.rates import check_decays, on_one_clock
 from mmtrain.recipe import Recipe, RecipeError
 from mmtrain.resume import check_resume
-from mmtrain.run_errors import RunFailedError
 from mmtrain.tracking import TrackingConfig
 from pipelines.adaptive import Mixing
 from pipelines.augment import check_augmentations
-from pipelines.errors import MMTrainError
 from pipelines.plan import Plan, one_vocabulary
 from pipelines.schedule import ScheduleConfig
 from pipelines.shards import Manifest, open_task, vocabulary_path
@@ -54,6 +53,7 @@ class Job:
     """What the driver hands to every worker; all workers see both folders.
 
     `until` stops a run early, its learning rates falling as if it went on; None: at its end.
+    `attempt` is this call of the driver: what a worker of another leaves in the folder is not its.
     """
 
     recipe: str  # JSON
@@ -62,6 +62,7 @@ class Job:
     tracking: TrackingConfig
     run_id: str | None
     until: int | None = None
+    attempt: str = dataclass_field(default_factory=lambda: uuid.uuid4().hex)
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,20 +296,3 @@ def export_run(
         lineage=lineage,
         pruning=recipe.pruning,
     )
-
-
-def write_failure(out: Path, error: MMTrainError) -> None:
-    """Leaves word for the driver that a restart would not help."""
-    part = out / f".{FAILURE}"
-    part.write_text(json.dumps({"kind": type(error).__name__, "message": str(error)}))
-    part.replace(out / FAILURE)
-
-
-def raise_failure(out: Path) -> None:
-    """Raises what a worker left word of.
-
-    Raises:
-        RunFailedError: the run stopped for a reason that a restart does not mend.
-    """
-    if (out / FAILURE).exists():
-        raise RunFailedError(json.loads((out / FAILURE).read_text())["message"])

@@ -11,7 +11,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
+from mmtrain.cluster import cluster_of, reason
 from mmtrain.server.config import ServingConfig
 from mmtrain.server.connections import CALLBACK
 from mmtrain.server.networks import ModelSource, ServingError, find_sources, load_networks
@@ -75,20 +76,14 @@ def serving(
     Raises:
         ServingError: the port is taken, the cluster is too small, or a replica does not start.
     """
-    joined = ray.is_initialized()
     _check_port(place)
     settings = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": CALLBACK}
     with _environment(settings | (_direct_ingress(place) if place.is_direct else {})):
         http = {"host": place.host, "port": _free_port() if place.is_direct else place.port}
-        try:
-            if not joined:
-                _init_ray(place)
-            _check_resources(place)
+        with cluster_of(place.replicas * place.cpus, address=place.address) as there:
+            _check_resources(place, there)
             with _running(sources, config=config, place=place, http=http):
                 yield place.url
-        finally:
-            if not joined:
-                ray.shutdown()  # and all of Ray Serve with the cluster, which is ours
 
 
 def serve_forever(sources: Sequence[ModelSource], *, config: ServingConfig, place: Place) -> None:
@@ -145,7 +140,12 @@ def _running(
     from ray import serve
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    serve.start(http_options=http, logging_config=_QUIET)
+    try:
+        serve.start(http_options=http, logging_config=_QUIET)
+    except (RuntimeError, TimeoutError) as error:  # its processes are not up in time
+        raise ServingError(
+            f"Ray Serve does not start: {reason(error)}; free CPU and memory, then again"
+        ) from error
     try:
         try:
             serve.run(_bind(sources, config, place), name=APP, route_prefix="/")
@@ -214,24 +214,12 @@ def _reason() -> str:
     return lines[-1] if lines else ""
 
 
-def _init_ray(place: Place) -> None:
-    needed = int(place.replicas * place.cpus) + 1
-    ray.init(
-        address=place.address or "local",
-        num_cpus=None if place.address else max(needed, os.cpu_count() or 1),
-        include_dashboard=None if place.address else False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
-
-
-def _check_resources(place: Place) -> None:
+def _check_resources(place: Place, there: Mapping[str, float]) -> None:
     """Refuses what would wait for ever.
 
     Raises:
         ServingError: the cluster has too few CPUs or GPUs.
     """
-    there = ray.cluster_resources()
     for kind, each in (("CPU", place.cpus), ("GPU", place.gpus)):
         needed, has = place.replicas * each, there.get(kind, 0.0)
         if needed > has:

@@ -5,9 +5,8 @@ never of what ran before; so a resumed run needs the parameters, the step and on
 """
 
 import logging
-import math
-import os
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +14,16 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.autoscaler.sdk import request_resources
+from ray.exceptions import RayError
 from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
 
 from mmtrain import checkpoint
 from mmtrain.balancing import add_log_variances
 from mmtrain.checkpoint import Progress
+from mmtrain.cluster import cluster_of, read_board
 from mmtrain.engines import build_engine
+from mmtrain.failures import failure_of, lost_run, note_error, raise_failure, write_failure
 from mmtrain.feed import Feed
 from mmtrain.fitting import fitted
 from mmtrain.gradient_monitor import GradientMonitor
@@ -38,33 +39,30 @@ from mmtrain.pruning.passes import Passes
 from mmtrain.ranks import Ranks, check_same_batches, gather_ids, seed_step
 from mmtrain.rates import step_rates
 from mmtrain.recipe import Recipe
-from mmtrain.run_errors import RunFailedError, RunInterruptedError
+from mmtrain.run_errors import RunInterruptedError
 from mmtrain.run_tracking import tracked
 from mmtrain.runlog import RunLog
 from mmtrain.runs import (
     BUNDLE,
     CHECKPOINTS,
-    FAILURE,
     Job,
     TrainedRun,
     export_run,
     open_corpora,
     prepare_run,
-    raise_failure,
     run_optimizer,
     task_specs,
     validation_plan,
-    write_failure,
 )
 from mmtrain.series import Series
+from mmtrain.termination import interruption
 from mmtrain.tracking import TrackingConfig
 from mmtrain.validation import validate
 from pipelines.build import build
 from pipelines.errors import MMTrainError
+from pipelines.ownership import owns_out
 from pipelines.shards import Manifest
 from pipelines.stream import read_batches
-
-logger = logging.getLogger(__name__)
 
 Post = Callable[[RunProgress], object]
 
@@ -164,6 +162,7 @@ def train_worker(job: Job, post: Post) -> None:
 # ---- the driver
 
 
+@owns_out
 def train(
     recipe: Recipe,
     *,
@@ -190,25 +189,19 @@ def train(
     """
     out, data_dir = out.absolute(), data_dir.absolute()
     tracking = tracking or TrackingConfig()
-    recipe = with_fixed_source(recipe, registry=tracking.uri)
+    recipe, console = with_fixed_source(recipe, registry=tracking.uri), console or Console()
     begins = prepare_run(
         recipe, out=out, data_dir=data_dir, resume=resume, tracking_uri=tracking.uri
     )
     if begins:
-        (console or Console()).print(begins, highlight=False, markup=False, soft_wrap=True)
+        console.print(begins, highlight=False, markup=False, soft_wrap=True)
     began = time.monotonic()
     with (
         ray_cluster(recipe, address=address),
         tracked(recipe, tracking, out=out, data_dir=data_dir) as run_id,
     ):
-        job = Job(
-            recipe=recipe.model_dump_json(),
-            out=out,
-            data_dir=data_dir,
-            tracking=tracking,
-            run_id=run_id,
-        )
-        run_workers(job, recipe, console=console or Console())
+        job = Job(recipe.model_dump_json(), out, data_dir, tracking, run_id)
+        run_workers(job, recipe, console=console)
     return TrainedRun(
         name=recipe.name,
         out=out,
@@ -236,69 +229,21 @@ def build_corpora(
 
 @contextmanager
 def ray_cluster(recipe: Recipe, *, address: str | None = None) -> Iterator[None]:
-    """A Ray cluster with room for the run: the one at `address`, one already joined, or a new one.
-
-    A new one has as many logical CPUs as the run needs, whatever the machine has: the workers'
-    data tasks mostly wait, and fewer logical CPUs than workers and data need would hang.
+    """A Ray cluster with room for the run; see `cluster_of`.
 
     Raises:
         PreflightError: the cluster is too small.
     """
-    needed = math.ceil(recipe.num_workers * (1 + recipe.stream.num_cpus)) + 1
-    with cluster_of(needed, address=address):
-        if address:
-            num_gpus = recipe.num_workers if recipe.use_gpu else 0
-            wait_for_nodes(num_cpus=needed - 1, num_gpus=num_gpus)
+    num_cpus = recipe.num_workers * (1 + recipe.stream.num_cpus)
+    num_gpus = recipe.num_workers if recipe.use_gpu else 0
+    with cluster_of(num_cpus, num_gpus=num_gpus, address=address) as resources:
         check_resources(
-            ray.cluster_resources(),
+            resources,
             num_workers=recipe.num_workers,
             data_cpus=recipe.stream.num_cpus,
             use_gpu=recipe.use_gpu,
         )
         yield
-
-
-@contextmanager
-def cluster_of(num_cpus: int, *, address: str | None = None) -> Iterator[None]:
-    """The Ray cluster at `address`, one already joined, or a new one of so many logical CPUs."""
-    joined = ray.is_initialized()
-    if not joined:
-        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")  # slow machines
-        ray.init(
-            address=address or "local",
-            num_cpus=None if address else max(num_cpus, os.cpu_count() or 1),
-            include_dashboard=None if address else False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    try:
-        yield
-    finally:
-        if not joined:
-            ray.shutdown()
-
-
-def wait_for_nodes(*, num_cpus: int, num_gpus: int = 0) -> None:
-    """Asks a cluster that grows for so many CPUs and GPUs, and waits until they are there.
-
-    How long, a cluster that grows says itself by the variable MMTRAIN_NODES_WAIT_S, in seconds;
-    where it is not set, and on a cluster that has enough, nothing is asked.
-    """
-    deadline = time.monotonic() + float(os.environ.get("MMTRAIN_NODES_WAIT_S", "0"))
-    bundles = [{"CPU": 1.0, **({"GPU": 1.0} if i < num_gpus else {})} for i in range(num_cpus)]
-    wanted = {"CPU": num_cpus, "GPU": num_gpus}
-    asked = False
-    while time.monotonic() < deadline:
-        has = ray.cluster_resources()
-        if all(has.get(name, 0) >= count for name, count in wanted.items()):
-            break
-        if not asked:
-            logger.info("waiting for nodes: %s wanted, %s there", wanted, has)
-            request_resources(bundles=bundles)
-            asked = True
-        time.sleep(2)
-    if asked:
-        request_resources(bundles=[])  # the run holds what it needs; idle nodes may go again
 
 
 def run_workers(job: Job, recipe: Recipe, *, console: Console) -> None:
@@ -325,20 +270,17 @@ def run_workers(job: Job, recipe: Recipe, *, console: Console) -> None:
         ),
     )
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    with ProgressDisplay(lambda: ray.get(board.read.remote()), console=console):
+    with ProgressDisplay(lambda: read_board(board), console=console):
         try:
             trainer.fit()
         except (KeyboardInterrupt, SystemExit):  # Ray's answer to Ctrl-C is a silent exit
             raise RunInterruptedError(
-                f"interrupted; what was saved in {job.out} stands, go on with --resume"
+                f"{interruption()}; what was saved in {job.out} stands, go on with --resume"
             ) from None
-        except ray.train.TrainingFailedError as error:
-            raise_failure(job.out)
-            raise RunFailedError(
-                f"workers failed more than {recipe.max_failures} times, the last with: "
-                f"{_cause(error)}. What was saved stands; go on with --resume"
-            ) from error
-    raise_failure(job.out)
+        except (ray.train.TrainingFailedError, RayError) as error:
+            raise_failure(job)
+            raise lost_run(job, error, max_failures=recipe.max_failures) from error
+    raise_failure(job)
 
 
 class ProgressBoard:
@@ -359,16 +301,13 @@ class ProgressBoard:
 def _worker(config: dict[str, Any]) -> None:
     """`train_worker` under Ray Train. What a restart does not mend ends the run without one."""
     job, board = config["job"], config["board"]
-    if (job.out / FAILURE).exists():
-        return  # another rank, or the attempt before, left word of why
+    if failure_of(job):
+        return  # another rank, or this one before a restart, left word of why
     try:
         train_worker(job, board.write.remote)
     except MMTrainError as error:
-        write_failure(job.out, error)
+        write_failure(job, error)
         raise
-
-
-def _cause(error: BaseException) -> str:
-    """The last line of what went wrong on the workers."""
-    failures = getattr(error, "worker_failures", None) or {0: error}
-    return str(next(iter(failures.values()))).strip().splitlines()[-1]
+    except Exception:
+        note_error(job.out, traceback.format_exc())
+        raise

@@ -16,11 +16,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import ray
 from ray import tune as ray_tune
+from ray.tune.error import TuneError
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.schedulers import (
     ASHAScheduler,
@@ -32,10 +34,12 @@ from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
 
+from mmtrain.cluster import cluster_of, read_board, reason
 from mmtrain.progress import RunProgress
 from mmtrain.recipe import Recipe
+from mmtrain.run_errors import RunFailedError
 from mmtrain.runs import Job
-from mmtrain.train import cluster_of, run_workers, train_worker, wait_for_nodes
+from mmtrain.train import run_workers, train_worker
 from mmtrain.tuning.display import SweepBoard, SweepDisplay, SweepProgress
 from mmtrain.tuning.study import (
     STUDY,
@@ -243,15 +247,9 @@ def build_scheduler(
     )
     for record in records:
         for point in record.points:  # Tune has no public way to tell of trials of before
-            scheduler._brackets[0].on_result(_Known(record.number), point.step, point.score)  # type: ignore[arg-type]  # it asks for an identity alone
+            known = SimpleNamespace(trial_id=f"before-{record.number}")
+            scheduler._brackets[0].on_result(known, point.step, point.score)  # type: ignore[arg-type]  # it asks for an identity alone
     return scheduler
-
-
-class _Known:
-    """A trial of before, as far as a rung looks at it."""
-
-    def __init__(self, number: int) -> None:
-        self.trial_id = f"before-{number}"
 
 
 def _pbt(sweep: SweepConfig, *, interval: int) -> PopulationBasedTraining:
@@ -311,13 +309,10 @@ class _Watch(TrialProgressCallback):  # in its place, which prints even when tol
         number = numbers.get(trial.trial_id)
         record = None if number is None else read_record(self._plan.out, number)
         if record is not None and record.state == "running":
-            message = "" if state == "stopped" else _last_line(trial.get_error())
+            error = trial.get_error() or "its process died"
+            message = "" if state == "stopped" else reason(error)
             note = {"state": state, "message": message}
             write_record(record.model_copy(update=note), out=self._plan.out)
-
-
-def _last_line(error: BaseException | None) -> str:
-    return (str(error or "").strip().splitlines() or ["its process died"])[-1]
 
 
 # ---- the driver
@@ -345,18 +340,17 @@ def run_trials(plan: TrialPlan, *, address: str | None, console: Console) -> Tri
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints even when told not to
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # failed trials have none
-    needed = math.ceil(sweep_cpus(recipe, concurrent=sweep.at_once)) + 1
+    cpus = sweep_cpus(recipe, concurrent=sweep.at_once)
+    gpus = sweep.concurrent * recipe.num_workers if recipe.use_gpu else 0
     began = time.monotonic()
-    with cluster_of(needed, address=address):
-        gpus = sweep.concurrent * recipe.num_workers if recipe.use_gpu else 0
-        wait_for_nodes(num_cpus=needed - 1, num_gpus=gpus)
-        check_sweep_resources(ray.cluster_resources(), concurrent=sweep.at_once, recipe=recipe)
+    with cluster_of(cpus, num_gpus=gpus, address=address) as resources:
+        check_sweep_resources(resources, concurrent=sweep.at_once, recipe=recipe)
         board: Any = ray.remote(num_cpus=0)(SweepBoard).remote()  # ray types it as a function
 
         watch = _Watch(plan, board)
 
         def latest() -> SweepProgress:
-            steps: Any = ray.get(board.read.remote())
+            steps: Any = read_board(board) or {}
             elapsed_s = time.monotonic() - began
             return SweepProgress(read_records(plan.out), steps, sweep.num_trials, elapsed_s)
 
@@ -383,7 +377,13 @@ def run_trials(plan: TrialPlan, *, address: str | None, console: Console) -> Tri
         logging.getLogger("ray.tune").setLevel(logging.ERROR)
         with SweepDisplay(latest, console=console), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consider boosting PBT")
-            tuner.fit()
+            try:
+                tuner.fit()
+            except TuneError as error:
+                raise RunFailedError(
+                    f"Ray Tune stopped: {reason(error)}. Trials that are over stand; go on with "
+                    "--resume"
+                ) from error
     return TrialsRun(tuple(read_records(plan.out)), is_whole=watch.num_over >= todo)
 
 

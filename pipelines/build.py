@@ -5,7 +5,6 @@ writes one shard and hands back a report of a few hundred bytes, so the driver s
 and a corpus may be of any size. A split appears whole, by renaming its folder, or not at all.
 """
 
-import fcntl
 import importlib
 import json
 import logging
@@ -13,7 +12,6 @@ import pickle
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +22,7 @@ from pipelines.errors import BuildError, CorpusError
 from pipelines.fingerprint import split_fingerprint
 from pipelines.joint_vocabulary import joint_vocabulary, text_sides
 from pipelines.layout import BuildConfig, split_pieces, split_root
+from pipelines.ownership import sole_owner
 from pipelines.shards import (
     COMPLETED,
     MANIFEST,
@@ -89,10 +88,11 @@ def build(
 
     Raises:
         BuildError: a source is missing, too many records are bad, or the disk is full.
+        FolderInUseError: another process builds in the folder.
     """
     config, data_dir = config or BuildConfig(), data_dir.absolute()
     try:
-        with _alone_in(data_dir):
+        with sole_owner(data_dir, option="--data", name=".build.lock"):
             make_corpora(tasks, data_dir=data_dir, seed=config.seed)
             vocabulary = joint_vocabulary(tasks, data_dir=data_dir, config=config)
             jobs = [
@@ -105,15 +105,6 @@ def build(
     except OSError as error:
         raise BuildError(disk_failure(error, data_dir)) from error
     return {(job.task.name, job.split): open_manifest(job.folder) for job in jobs}
-
-
-@contextmanager
-def _alone_in(data_dir: Path) -> Iterator[None]:
-    """One build at a time in a folder; the next waits, and finds what the first built."""
-    data_dir.mkdir(parents=True, exist_ok=True)
-    with (data_dir / ".build.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def make_corpora(tasks: Iterable[Task], *, data_dir: Path, seed: int) -> None:
@@ -151,9 +142,17 @@ def make_corpus(maker: str, folder: Path, seed: int) -> str | None:
 
 
 def start_ray() -> None:
-    """Joins the cluster of RAY_ADDRESS, or starts one here, unless one is joined already."""
-    if not ray.is_initialized():
+    """Joins the cluster of RAY_ADDRESS, or starts one here, unless one is joined already.
+
+    Raises:
+        BuildError: Ray does not start.
+    """
+    if ray.is_initialized():
+        return
+    try:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except Exception as error:  # Ray raises that very class
+        raise BuildError(f"Ray does not start: {error}; free CPU and memory, then again") from error
 
 
 def plan_split(

@@ -12,8 +12,8 @@ FILES = sorted([*ROOT.glob("pipelines/**/*.py"), *ROOT.glob("mmtrain/**/*.py")])
 WALLS = {
     "ray": {
         "pipelines/readers.py", "pipelines/build.py", "pipelines/stream.py",
-        "mmtrain/cli.py", "mmtrain/train.py", "mmtrain/tune.py", "mmtrain/serving.py",
-        "mmtrain/jobs.py", "mmtrain/batch_predict.py",
+        "mmtrain/cluster.py", "mmtrain/failures.py", "mmtrain/train.py", "mmtrain/tune.py",
+        "mmtrain/serving.py", "mmtrain/jobs.py", "mmtrain/batch_predict.py",
     },
     "deepspeed": {"mmtrain/engines/deepspeed.py"},
     "mlflow": {

@@ -9,7 +9,6 @@ A part that is not in `_parts.jsonl` with its size does not exist: a call that w
 with what is missing. Readers of Parquet folders pass over names that begin with "_".
 """
 
-import fcntl
 import json
 import logging
 import os
@@ -26,10 +25,11 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from mmtrain.answers import Prediction
 from pipelines.errors import MMTrainError, first_problem
 from pipelines.files import read_retried, write_whole
+from pipelines.ownership import sole_owner
 
 logger = logging.getLogger(__name__)
 
-MANIFEST, PARTS, COMPLETED = "_manifest.json", "_parts.jsonl", "_COMPLETED"
+MANIFEST, PARTS, COMPLETED, LOCK = "_manifest.json", "_parts.jsonl", "_COMPLETED", "_lock"
 Format = Literal["parquet", "jsonl"]
 SCHEMA = pa.schema(
     {
@@ -50,7 +50,7 @@ SCHEMA = pa.schema(
 
 
 class BatchOutputError(MMTrainError):
-    """The output folder holds something else, or another process writes it."""
+    """The output folder holds something else."""
 
 
 class Request(BaseModel):
@@ -154,17 +154,10 @@ def open_output(folder: Path, request: Request) -> Iterator[dict[int, PartReport
     """Claims the folder for a request; yields the parts that are committed already.
 
     Raises:
-        BatchOutputError: the folder holds other things or another request's, or is being written.
+        BatchOutputError: the folder holds other things or another request's.
+        FolderInUseError: another process writes it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "_lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise BatchOutputError(
-                f"{folder} is being written by another process; let it end, or give another "
-                "--output"
-            ) from None
+    with sole_owner(folder, option="--output", name=LOCK):
         _claim(folder, request)
         for left in folder.glob(".part-*"):
             left.unlink(missing_ok=True)  # of a call that was killed
@@ -189,9 +182,9 @@ def _claim(folder: Path, request: Request) -> None:
     if path.is_file():
         _check_same(path, request)
         return
-    others = [file.name for file in folder.iterdir() if file.name != "_lock"]
+    others = [file.name for file in folder.iterdir() if file.name != LOCK]
     if others:
-        (folder / "_lock").unlink()
+        (folder / LOCK).unlink()
         raise BatchOutputError(f"{folder} holds other files ({others[0]}); give another --output")
     write_whole(path, request.model_dump_json(indent=1) + "\n")
 

@@ -26,6 +26,7 @@ from mmtrain.recipe import Recipe
 from mmtrain.run_errors import RunFailedError, RunInterruptedError
 from mmtrain.runs import BUNDLE, CHECKPOINTS, RECIPE, prepare_run
 from mmtrain.task_steps import built_examples, built_splits
+from mmtrain.termination import interruption
 from mmtrain.tracking import Tracker, TrackingConfig, status_of, tracking_uri
 from mmtrain.tune import TrialsRun, run_trials
 from mmtrain.tuning.alone import alone_recipe, alone_sweep, joint_recipe, write_references
@@ -47,6 +48,7 @@ from mmtrain.tuning.trials import (
 )
 from pipelines.errors import first_problem
 from pipelines.files import read_retried, write_whole
+from pipelines.ownership import owns_out
 
 Held = TypeVar("Held", bound=BaseModel)
 
@@ -87,6 +89,7 @@ class SweepOutcome:
         }
 
 
+@owns_out
 def run_sweep(
     recipe: Recipe,
     sweep: SweepConfig,
@@ -235,7 +238,7 @@ def _best(sweep: SweepConfig, ran: TrialsRun) -> TrialRecord:
     if not ran.is_whole:
         over = sum(record.has_ended for record in ran.records)
         raise RunInterruptedError(
-            f"interrupted; {over} of {sweep.num_trials} trials are over, go on with --resume"
+            f"{interruption()}; {over} of {sweep.num_trials} trials are over, go on with --resume"
         )
     best = best_trial(ran.records, objectives=sweep.objectives)
     if best is None:
@@ -309,6 +312,7 @@ class JointOutcome:
         }
 
 
+@owns_out
 def run_alone_sweeps(
     recipe: Recipe,
     sweep: SweepConfig,

@@ -2,6 +2,7 @@
 
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from mmtrain.cli import app
 from mmtrain.export import load_bundle
 from mmtrain.predictor import Predictor
 from pipelines.errors import MMTrainError, UnknownNameError
+from pipelines.ownership import FolderInUseError
 from tests.mmtrain.example_bundle import example_bundle
 from tests.mmtrain.example_corpus import SENTENCES, build_example_corpora, example_vocabulary, shade
 
@@ -261,12 +263,10 @@ def test_a_folder_of_other_things_or_another_writers_is_refused(tmp_path: Path):
     with pytest.raises(BatchOutputError, match="other files"), open_output(tmp_path, REQUEST):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
-    with (
-        open_output(tmp_path / "out", REQUEST),
-        pytest.raises(BatchOutputError, match="another process"),
-        open_output(tmp_path / "out", REQUEST),
-    ):
-        pass
+    with open_output(tmp_path / "out", REQUEST), ThreadPoolExecutor() as others:
+        other = others.submit(lambda: open_output(tmp_path / "out", REQUEST).__enter__())
+        with pytest.raises(FolderInUseError, match=rf"by process {os.getpid()} on .* --output"):
+            other.result()
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path):

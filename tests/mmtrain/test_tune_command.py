@@ -1,10 +1,13 @@
 """`mmtrain tune` as a user meets it: mistakes are one line and leave nothing behind."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
+
+from pipelines.ownership import sole_owner
 
 LEARNING_RATE = {"kind": "loguniform", "low": 1e-4, "high": 1e-2}
 
@@ -32,3 +35,11 @@ def test_mistake_is_one_clear_line_and_status_2(tmp_path, arguments, says):
     assert says in ended.stderr
     assert "Traceback" not in ended.stderr + ended.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["sweep.json"]
+
+
+def test_sweep_in_a_folder_that_has_an_owner_is_refused(tmp_path):
+    with sole_owner(tmp_path / "out", option="--out"):
+        ended = run("debug", "--out", "out", cwd=tmp_path)
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+    assert ended.returncode == 2
+    assert f"out is in use by process {os.getpid()} on " in ended.stderr
