@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from mmtrain.batch_predict import BatchError, BatchProgress, batch_predict
 from mmtrain.bulk.output import BatchOutputError
 from tests.mmtrain.example_bundle import example_bundle
 from tests.mmtrain.example_corpus import NAMES
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -83,9 +83,7 @@ def test_killed_and_resumed_equals_straight(folder: Path, straight: bytes):
             command, stdout=log, stderr=log, start_new_session=True,
             env={**os.environ, "PYTHONPATH": os.getcwd()},
         )  # fmt: skip
-    deadline = time.monotonic() + 150
-    while not list(out.glob("part-*")) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: list(out.glob("part-*")) or process.poll() is not None, every_s=0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     assert list(out.glob("part-*")), (folder / "log").read_text()

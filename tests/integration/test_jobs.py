@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 
 from mmtrain.submission import read_submission
 from tests.integration.token_cluster import TokenCluster, token_cluster
+from tests.waiting import BUSY_S, wait_until
 
 BUILD = ("build", "debug", "--task", "image_classification")
 TRAIN = ("train", "debug", "--task", "image_classification")
@@ -90,9 +90,11 @@ def test_a_run_outlives_its_client_is_attached_to_stopped_and_goes_on(submitted,
         stdout=subprocess.DEVNULL,
     )  # fmt: skip
     try:
-        wait_for(lambda: listed(cluster, folder).get(name, {}).get("status") == "RUNNING")
+        wait_until(
+            lambda: listed(cluster, folder).get(name, {}).get("status") == "RUNNING", every_s=1
+        )
         client.send_signal(signal.SIGINT)
-        assert client.wait(timeout=60) == 130
+        assert client.wait(timeout=BUSY_S) == 130
         assert client.stderr is not None
         assert f"{name} goes on. Come back: mmtrain jobs logs --follow" in client.stderr.read()
     finally:
@@ -116,7 +118,7 @@ def test_a_run_outlives_its_client_is_attached_to_stopped_and_goes_on(submitted,
         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     assert cluster.run("jobs", "stop", name, folder=folder).stdout == f"{name}-2 stopped\n"
-    log, _ = followed.communicate(timeout=60)
+    log, _ = followed.communicate(timeout=BUSY_S)
     assert followed.returncode != 0
     assert "--resume" in log
 
@@ -147,10 +149,3 @@ def test_the_token_may_lie_in_a_file(cluster, folder):
     environment = {name: v for name, v in cluster.environment.items() if name != "RAY_AUTH_TOKEN"}
     reader = TokenCluster(cluster.address, {**environment, "RAY_AUTH_TOKEN_PATH": os.fspath(path)})
     assert reader.run("jobs", "list", "--json", folder=folder).returncode == 0
-
-
-def wait_for(holds, timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(1)

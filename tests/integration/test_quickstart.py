@@ -11,6 +11,7 @@ from rich.console import Console
 
 from mmtrain.quickstart import run_quickstart
 from mmtrain.results import read_results
+from tests.waiting import BUSY_S
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -36,7 +37,7 @@ def run_mmtrain(*arguments: str, folder: Path) -> str:
         [sys.executable, "-m", "mmtrain", *arguments],
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=BUSY_S,
         env={**environment, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
         cwd=folder,
     )

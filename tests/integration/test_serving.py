@@ -14,6 +14,7 @@ from mmtrain.server.networks import ModelSource
 from mmtrain.serving import Place, ServingError, serving
 from tests.mmtrain.example_bundle import example_bundle
 from tests.mmtrain.example_kinds import picture
+from tests.waiting import BUSY_S, SOON_S
 
 HEADERS = {"authorization": "Bearer secret"}
 BODY = {"task": "names", "input": "Peru"}
@@ -27,7 +28,7 @@ def free_port() -> int:
 
 
 async def flood(url: str, *, count: int) -> list[int]:
-    async with httpx2.AsyncClient(headers=HEADERS, timeout=60) as client:
+    async with httpx2.AsyncClient(headers=HEADERS, timeout=BUSY_S) as client:
         asked = [client.post(f"{url}/v1/predict", json=BODY) for _ in range(count)]
         return [answer.status_code for answer in await asyncio.gather(*asked)]
 
@@ -39,9 +40,9 @@ def test_a_served_model_answers_over_http_and_leaves_nothing_when_it_stops(
     config = ServingConfig.model_validate({"token": "secret", "max_queue": 2, "batch_wait_ms": 0})
     place = Place(port=free_port())
     with serving([source], config=config, place=place) as url:
-        assert httpx2.get(f"{url}/healthz", timeout=60).json() == {"status": "ok"}
-        assert httpx2.post(f"{url}/v1/predict", json=BODY, timeout=60).status_code == 401
-        with httpx2.Client(headers=HEADERS, timeout=60) as client:
+        assert httpx2.get(f"{url}/healthz", timeout=BUSY_S).json() == {"status": "ok"}
+        assert httpx2.post(f"{url}/v1/predict", json=BODY, timeout=BUSY_S).status_code == 401
+        with httpx2.Client(headers=HEADERS, timeout=BUSY_S) as client:
             (said,) = client.post(f"{url}/v1/predict", json=BODY).json()["answers"]
             file = {"file": ("a.png", picture(1), "image/png")}
             seen = client.post(f"{url}/v1/predict", files=file).json()
@@ -58,7 +59,7 @@ def test_a_served_model_answers_over_http_and_leaves_nothing_when_it_stops(
     assert serve.status().applications == {}
     serve.shutdown()
     with pytest.raises(httpx2.HTTPError):
-        httpx2.get(f"{place.url}/healthz", timeout=5)
+        httpx2.get(f"{place.url}/healthz", timeout=SOON_S)
 
 
 def test_more_replicas_than_the_cluster_holds_are_refused_with_the_numbers(

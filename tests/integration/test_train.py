@@ -23,6 +23,7 @@ from mmtrain.recipe import Recipe, RecipeError, load_recipe, override
 from mmtrain.runs import RunFailedError
 from mmtrain.train import build_corpora, train
 from pipelines.errors import CorpusError, PlanError
+from tests.waiting import BUSY_S
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -136,8 +137,8 @@ def command_of(process: psutil.Process) -> str:
 
 
 def kill_a_worker(series: Path, *, after_step: int, killed: list[int]) -> None:
-    """Kills one training process as soon as the series has a step; gives up after two minutes."""
-    deadline = time.monotonic() + 120
+    """Kills one training process as soon as the series has a step; gives up after `BUSY_S`."""
+    deadline = time.monotonic() + BUSY_S
     while time.monotonic() < deadline:
         lines = series.read_text().splitlines() if series.exists() else []
         if len(lines) >= after_step:

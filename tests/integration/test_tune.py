@@ -20,6 +20,7 @@ from mmtrain.tuning.run import run_sweep
 from mmtrain.tuning.sweep import LogUniform, SweepConfig, SweepError
 from mmtrain.tuning.trials import read_records
 from pipelines.errors import UnknownNameError
+from tests.waiting import BUSY_S
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -48,14 +49,14 @@ def sweep_of(**fields: object) -> SweepConfig:
         "scheduler": "none",
         "num_trials": 3,
         "examples": 32,
-        "timeout_s": 240.0,
+        "timeout_s": float(BUSY_S),
     }
     return SweepConfig.model_validate({**given, **fields})
 
 
 def interrupt_when_one_has_ended(out: Path) -> None:
-    """What Ctrl-C does, as soon as a trial is over; gives up after three minutes."""
-    deadline = time.monotonic() + 180
+    """What Ctrl-C does, as soon as a trial is over; gives up after `BUSY_S`."""
+    deadline = time.monotonic() + BUSY_S
     while time.monotonic() < deadline:
         if any(record.has_ended for record in read_records(out)):
             os.kill(os.getpid(), signal.SIGINT)

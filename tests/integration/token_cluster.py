@@ -24,8 +24,9 @@ from ray.autoscaler._private.fake_multi_node.node_provider import (
     FAKE_HEAD_NODE_TYPE,
 )
 
+from tests.waiting import BUSY_S, SOON_S
+
 TOKEN = "7c" * 32
-START_S = 120
 COMMANDS = (
     "cluster_synced_files", "initialization_commands", "setup_commands", "head_setup_commands",
     "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands",
@@ -41,7 +42,7 @@ class TokenCluster:
     environment: Mapping[str, str]
 
     def run(
-        self, *arguments: str, folder: Path, timeout_s: int = 200, **environment: str
+        self, *arguments: str, folder: Path, timeout_s: int = BUSY_S, **environment: str
     ) -> subprocess.CompletedProcess[str]:
         """`mmtrain ARGUMENTS` as a user of this cluster types it in `folder`."""
         return subprocess.run(
@@ -65,7 +66,7 @@ def token_cluster(folder: Path, *, node_cpus: int) -> Iterator[TokenCluster]:
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
         "RAY_FAKE_CLUSTER": "1",
         "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-        "MMTRAIN_NODES_WAIT_S": "200",
+        "MMTRAIN_NODES_WAIT_S": str(BUSY_S),
     }
     config = folder / "cluster.json"
     config.write_text(json.dumps(growing(node_cpus, gcs=f"127.0.0.1:{gcs}")))
@@ -130,16 +131,16 @@ def free_ports(count: int) -> list[int]:
 
 
 def wait_until_it_answers(address: str, *, head: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + START_S
+    deadline = time.monotonic() + BUSY_S
     while time.monotonic() < deadline:
         assert head.poll() is None, log.read_text()
         try:
-            urllib.request.urlopen(f"{address}/api/version", timeout=5)
+            urllib.request.urlopen(f"{address}/api/version", timeout=SOON_S)
         except urllib.error.HTTPError:  # it is there, and wants the token
             return
         except OSError:
             time.sleep(0.5)
-    raise AssertionError(f"no answer from {address} in {START_S} s: {log.read_text()}")
+    raise AssertionError(f"no answer from {address} in {BUSY_S} s: {log.read_text()}")
 
 
 def stop_session(head: subprocess.Popen[bytes]) -> None:

@@ -6,10 +6,12 @@ import sys
 
 import pytest
 
+from tests.waiting import BUSY_S
+
 
 def run(*arguments: str, **options) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "mmtrain", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=BUSY_S, **options)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from mmtrain.journal import Journal, JournalError
 from mmtrain.tracking import Tracker, TrackingConfig, flatten
 from tests.mmtrain.example_mlflow import Server
+from tests.waiting import BUSY_S, SOON_S
 
 CONFIG = TrackingConfig(interval_s=0.05, timeout_s=2, retry_s=0.2)
 
@@ -25,7 +26,9 @@ def history(tracker: Tracker, key: str, *, run_id: str | None = None) -> list[tu
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """One SQLite file for the module: making its tables takes seconds."""
-    return f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlruns.db'}"
+    uri = f"sqlite:///{tmp_path_factory.mktemp('store') / 'mlruns.db'}"
+    MlflowClient(tracking_uri=uri).search_experiments()
+    return uri
 
 
 @pytest.fixture
@@ -34,7 +37,7 @@ def config(store: str) -> TrackingConfig:
 
 
 def test_the_default_store_is_a_file_beside_the_run(tmp_path: Path):
-    with Tracker.open(CONFIG, out=tmp_path, name="first") as tracker:
+    with Tracker.open(CONFIG, out=tmp_path, name="first", start_s=BUSY_S) as tracker:
         tracker.log_text("{}", name="recipe.json")
     assert tracker.uri == f"sqlite:///{tmp_path / 'mlruns.db'}"
     client = MlflowClient(tracking_uri=tracker.uri)
@@ -52,7 +55,7 @@ def test_a_run_holds_params_tags_metrics_and_datasets(tmp_path: Path, config: Tr
         tracker.log_dataset(
             "parsing.train", digest="d" * 64, source="raw/trees", context="training"
         )
-        assert tracker.flush()
+        assert tracker.flush(timeout_s=BUSY_S)
         assert history(tracker, "loss/parsing") == [(0, 1.5), (7, 1.25)]
     run = MlflowClient(tracking_uri=tracker.uri).get_run(tracker.run_id or "")
     assert run.data.params["model.depth"] == "2"
@@ -110,7 +113,7 @@ def test_a_refused_value_is_said_and_what_follows_is_sent(
         tracker.log_dataset("", digest="", source="", context="training")  # MLflow wants a name
         tracker.log_metrics({"loss": 1.0}, step=0)
         tracker.log_artifact(tmp_path / "gone.html")
-        assert tracker.flush()
+        assert tracker.flush(timeout_s=BUSY_S)
         assert history(tracker, "loss") == [(0, 1.0)]
     assert "gone.html is gone" in caplog.text
 
@@ -154,7 +157,7 @@ def server(tmp_path: Path) -> Iterator[Server]:
 
 
 def test_a_server_that_goes_away_stops_nothing_and_misses_nothing(tmp_path: Path, server: Server):
-    config = CONFIG.model_copy(update={"uri": server.uri, "timeout_s": 30})  # a busy machine's
+    config = CONFIG.model_copy(update={"uri": server.uri, "timeout_s": BUSY_S})
     out = tmp_path / "out"
 
     began = time.monotonic()
@@ -162,23 +165,23 @@ def test_a_server_that_goes_away_stops_nothing_and_misses_nothing(tmp_path: Path
     early.log_metrics({"loss": 0.0}, step=0)
     early.close(status=None)
     assert early.run_id is None
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < SOON_S
 
     server.start()
     tracker = Tracker.open(config, out=out, name="away", resume=True)
     tracker.log_metrics({"loss": 1.0}, step=1)
-    assert tracker.flush(timeout_s=60)
+    assert tracker.flush(timeout_s=BUSY_S)
 
     server.kill()
     began = time.monotonic()
     for step in range(2, 502):
         tracker.log_metrics({"loss": float(step)}, step=step)
-    assert time.monotonic() - began < 1.0  # 500 steps did not wait for the server
+    assert time.monotonic() - began < SOON_S  # 500 waits of `retry_s` are 100 s
     assert not tracker.flush(timeout_s=0.5)
 
     server.start()
     tracker.log_text(json.dumps({"name": "away"}), name="recipe.json")
-    assert tracker.flush(timeout_s=60)
+    assert tracker.flush(timeout_s=BUSY_S)
     tracker.close()
     assert history(tracker, "loss") == [(step, float(step)) for step in range(502)]
     client = MlflowClient(tracking_uri=server.uri)

@@ -8,13 +8,14 @@ import sys
 import pytest
 
 from pipelines.ownership import sole_owner
+from tests.waiting import BUSY_S
 
 LEARNING_RATE = {"kind": "loguniform", "low": 1e-4, "high": 1e-2}
 
 
 def run(*arguments: str, cwd) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "mmtrain", "tune", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, timeout=BUSY_S, cwd=cwd)
 
 
 @pytest.mark.parametrize(

@@ -40,6 +40,7 @@ from pipelines.errors import MMTrainError, UnknownNameError
 from tests.mmtrain.example_bundle import example_bundle
 from tests.mmtrain.example_corpus import shade
 from tests.mmtrain.example_masked import build_shades, picture, save_shades, shades_recipe
+from tests.waiting import BUSY_S, SOON_S
 
 METRICS = {"test/names/bleu": 12.5, "baseline/names/bleu": 2.5, "test/shades/accuracy": 60.0}
 
@@ -54,11 +55,12 @@ def uri(folder: Path) -> str:
     """A store with `tiny` (two versions), `part` (taken out of it), `shading` and `cut` of it."""
     uri = f"sqlite:///{folder / 'mlruns.db'}"
     whole = example_bundle(folder / "whole" / "bundle")
-    with Tracker.open(TrackingConfig(uri=uri), out=folder / "whole", name="tiny") as tracker:
+    config, out = TrackingConfig(uri=uri), folder / "whole"
+    with Tracker.open(config, out=out, name="tiny", start_s=BUSY_S) as tracker:
         recipe = shades_recipe().with_(name="tiny", seed=3)
         tracker.log_text(recipe.model_dump_json(), name="recipe.json")
         tracker.log_metrics(METRICS, step=7)
-        tracker.flush()
+        assert tracker.flush(timeout_s=BUSY_S)
     run_id = tracker.run_id
     register(whole, name="tiny", tracking_uri=uri, run_id=run_id, metrics=METRICS)
     better = {**METRICS, "test/names/bleu": 50.0}
@@ -275,7 +277,7 @@ def test_a_registry_that_refuses_connections_is_one_line_within_seconds(command:
     assert status == 2
     assert said.startswith("the registry at http://127.0.0.1:9 does not answer: ")
     assert "\n" not in said.strip()
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < SOON_S
 
 
 def test_a_registry_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPatch):
@@ -283,7 +285,7 @@ def test_a_registry_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPat
     began = time.monotonic()
     with silent_server() as uri, pytest.raises(RegistryError, match="does not answer"):
         list_models(uri)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < SOON_S
 
 
 LOAD = """
@@ -308,7 +310,7 @@ def test_any_version_loads_in_mlflow_without_pickle(uri: str, folder: Path):
     ended = subprocess.run(
         [sys.executable, "-c", LOAD, uri, json.dumps(asked)],
         env={**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
-        cwd=folder, capture_output=True, text=True, timeout=240, check=False,
+        cwd=folder, capture_output=True, text=True, timeout=BUSY_S, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr
     said = json.loads(ended.stdout.splitlines()[-1])
@@ -337,20 +339,20 @@ def test_mlflow_serves_a_cut_version(uri: str, folder: Path):
             data=json.dumps({"dataframe_records": [row]}).encode(),
             headers={"Content-Type": "application/json"},
         )
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urllib.request.urlopen(request, timeout=BUSY_S) as answer:
             said = json.loads(answer.read())["predictions"]
         assert said[0]["text"] in ("black", "dark")
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGTERM)
-            process.wait(timeout=30)
+            process.wait(timeout=BUSY_S)
 
 
 def wait_for(url: str, *, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 180
+    deadline = time.monotonic() + BUSY_S
     while time.monotonic() < deadline and process.poll() is None:
         try:
-            urllib.request.urlopen(url, timeout=2).close()
+            urllib.request.urlopen(url, timeout=SOON_S).close()
             return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)

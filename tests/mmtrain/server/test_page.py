@@ -4,7 +4,6 @@ import contextlib
 import shutil
 import socket
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,12 +13,13 @@ import uvicorn
 from mmtrain.server.networks import Networks
 from tests.mmtrain.example_kinds import picture
 from tests.mmtrain.example_server import example_app, example_networks
+from tests.waiting import BUSY_S, wait_until
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason=f"none of {', '.join(BROWSERS)} is here")
-WAIT_MS = 30_000
+WAIT_MS = 1000 * BUSY_S
 
 
 @contextlib.contextmanager
@@ -31,11 +31,10 @@ def listening(networks: Networks, **settings: object) -> Iterator[str]:
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    while not server.started:
-        time.sleep(0.01)
+    wait_until(lambda: server.started)
     yield f"http://127.0.0.1:{port}"
     server.should_exit = True
-    thread.join(20)
+    thread.join(BUSY_S)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +52,7 @@ def url(networks: Networks) -> Iterator[str]:
 def browser() -> Iterator["playwright.Browser"]:
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(
-            executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"], timeout=60_000
+            executable_path=BROWSER, args=["--no-sandbox", "--disable-gpu"], timeout=WAIT_MS
         )
         yield browser
         browser.close()
@@ -171,6 +170,7 @@ def test_a_recording_becomes_a_wav_file_that_the_server_reads(page: "playwright.
 def test_a_page_without_the_token_asks_for_it(browser: "playwright.Browser", networks: Networks):
     with listening(networks, token="secret") as url:
         page = browser.new_page()
+        page.set_default_timeout(WAIT_MS)
         page.goto(url)
         page.wait_for_selector("#problem:has-text('token')")
         page.fill("#token", "secret")
@@ -184,6 +184,7 @@ def test_the_api_is_described_without_assets_from_elsewhere(
     browser: "playwright.Browser", url: str
 ):
     page = browser.new_page(viewport={"width": 390, "height": 800})
+    page.set_default_timeout(WAIT_MS)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.goto(f"{url}/docs")
