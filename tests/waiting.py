@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 
 BUSY_S = 300  # longest wait for what must come
+GROUP_S = 560  # likewise for all jobs of a group of ranks; a test has 600 s
 SOON_S = 60  # by when is there what takes no time; MLflow's own retries take over 100 s
 
 

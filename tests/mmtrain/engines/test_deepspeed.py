@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import GROUP_S
+
 HERE = Path(__file__).parent
 ZERO = ("zero0", "zero1", "zero2", "zero3")
 SAVED = ("zero0", "zero1", "zero1_ep2", "zero2_ep2", "zero3", "zero2_bf16", "zero3_offload",
@@ -38,7 +40,7 @@ def run_group(folder: Path, *, world_size: int, jobs: list[str]) -> list[dict]:
     ]  # fmt: skip
     try:
         for rank in ranks:
-            text, _ = rank.communicate(timeout=560)
+            text, _ = rank.communicate(timeout=GROUP_S)
             assert rank.returncode == 0, text
     finally:
         for rank in ranks:

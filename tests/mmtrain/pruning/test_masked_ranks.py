@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.mmtrain.pruning.masked_run import BODIES, MaskedRun, recipe_of
+from tests.waiting import GROUP_S
 
 ROOT = Path(__file__).parents[3]
 SHARDED = (("zero1", "vit"), ("zero2", "vit"), ("zero2_ep2", "experts"))
@@ -30,7 +31,7 @@ def run_group(folder: Path, *, jobs: list[str]) -> list[dict]:
     ]  # fmt: skip
     try:
         for rank in ranks:
-            text, _ = rank.communicate(timeout=560)
+            text, _ = rank.communicate(timeout=GROUP_S)
             assert rank.returncode == 0, text
     finally:
         for rank in ranks:
