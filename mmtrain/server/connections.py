@@ -77,20 +77,19 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A head begins."""
         super().on_message_begin()
-        self._reads_head, self._head_bytes = True, 0
         if self._timer is None:
             self._wait(HTTPStatus.REQUEST_TIMEOUT, "the head of the request did not arrive in time")
 
     def on_headers_complete(self) -> None:
         """It has ended."""
         self._stop_waiting()
-        self._reads_head, self._reads_body = False, True
+        self._reads_head, self._reads_body, self._head_bytes = False, True, 0
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:
-        """The body has ended."""
+        """The body has ended; what comes next is another head."""
         self._stop_waiting()
-        self._reads_body = False
+        self._reads_head, self._reads_body = True, False
         super().on_message_complete()
 
     def _should_upgrade_to_ws(self) -> bool:
@@ -107,7 +106,8 @@ class GuardedProtocol(HttpToolsProtocol):
     def _refuse(self, status: HTTPStatus, text: str) -> None:
         self._stop_waiting()
         self._is_refused = True
-        if self._reads_head:  # else it has its answer
+        is_answering = self.cycle is not None and not self.cycle.response_complete
+        if self._reads_head and not is_answering:  # else there is an answer, or will be
             head = f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: text/plain\r\n"
             head += f"content-length: {len(text) + 1}\r\nconnection: close\r\n\r\n"
             self.transport.write(f"{head}{text}\n".encode())

@@ -3,6 +3,7 @@
 Such a server passes every limit on a read; what is bounded here is the request.
 """
 
+import os
 import subprocess
 import sys
 import time
@@ -12,10 +13,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from mmtrain import model_registry
+from mmtrain import jobs, model_registry
 from mmtrain.journal import Journal
 from mmtrain.model_registry import RegistryError, register
 from mmtrain.registry.versions import list_models
+from mmtrain.submission import JobError
 from mmtrain.tracking import Tracker, TrackingConfig
 from tests.mmtrain.example_bundle import example_bundle
 from tests.mmtrain.example_mlflow import Server, Trickle, trickling
@@ -97,6 +99,16 @@ def test_a_question_to_the_registry_ends_at_its_bound(
     assert time.monotonic() - began < REQUEST_S + SLACK_S
 
 
+def test_a_question_to_a_ray_cluster_ends_at_its_bound(
+    trickle: Trickle, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(jobs, "REQUEST_S", REQUEST_S / 2)
+    began = time.monotonic()
+    with pytest.raises(JobError, match=f"no Ray cluster answers at {trickle.uri}"):
+        jobs.Cluster(trickle.uri)
+    assert time.monotonic() - began < REQUEST_S + SLACK_S
+
+
 def test_a_command_whose_download_trickles_ends_with_one_line(tmp_path: Path, server: Server):
     server.start()
     bundle = example_bundle(tmp_path / "bundle")
@@ -150,3 +162,25 @@ def test_what_a_trickling_server_has_taken_is_not_sent_twice(tmp_path: Path, ser
     assert client.get_run(run_id).info.status == "FINISHED"
     (experiment,) = [e for e in client.search_experiments() if e.name == "mmtrain"]
     assert len(client.search_runs([experiment.experiment_id])) == 1
+
+
+def test_the_environment_is_set_once_and_what_the_user_set_stands(tmp_path: Path):
+    script = """
+import os, threading
+from mmtrain import mlflow_client
+changes, put = [], os.putenv
+os.putenv = lambda name, value: (changes.append(name.decode()), put(name, value))
+threads = [
+    threading.Thread(target=lambda: [mlflow_client.settle() for _ in range(200)]) for _ in range(8)
+]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+assert len(changes) == len(set(changes)) == len(mlflow_client._SETTINGS) - 1, changes
+print(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"], os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"])
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "7"},
+        capture_output=True, text=True, timeout=COMMAND_S, check=False,
+    )  # fmt: skip
+    assert ended.stdout.split() == ["7", "0"], ended.stderr
