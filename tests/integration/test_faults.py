@@ -37,9 +37,10 @@ class Command:
         words += ["--data", str(self.data_dir), "--task", "image_classification", "--resume"]
         for name, value in (("num_steps", 100_000), ("save_every", SAVE_EVERY), ("log_every", 1)):
             words += ["--set", f"{name}={value}"]
+        env = {name: value for name, value in os.environ.items() if name != "RAY_BACKEND_LOG_LEVEL"}
         self.process = subprocess.Popen(
             [*words, *options], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            start_new_session=True, env={**os.environ, MARK: self.mark, "PYTHONPATH": os.getcwd()},
+            start_new_session=True, env={**env, MARK: self.mark, "PYTHONPATH": os.getcwd()},
         )  # fmt: skip
         return self
 

@@ -20,7 +20,7 @@ from torch.testing import assert_close
 from mmtrain import checkpoint
 from mmtrain.preflight import PreflightError
 from mmtrain.recipe import Recipe, RecipeError, load_recipe, override
-from mmtrain.runs import RunFailedError
+from mmtrain.run_errors import RunFailedError
 from mmtrain.train import build_corpora, train
 from pipelines.errors import CorpusError, PlanError
 from tests.waiting import BUSY_S

@@ -14,7 +14,7 @@ from torch import equal
 
 from mmtrain.export import load_bundle
 from mmtrain.recipe import Recipe, load_recipe
-from mmtrain.runs import RunFailedError
+from mmtrain.run_errors import RunFailedError
 from mmtrain.train import build_corpora, train
 from mmtrain.tuning.run import run_sweep
 from mmtrain.tuning.sweep import LogUniform, SweepConfig, SweepError

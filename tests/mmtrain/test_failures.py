@@ -10,7 +10,8 @@ from ray.exceptions import ActorDiedError
 import mmtrain.train as train_module
 from mmtrain.failures import failure_of, lost_run, raise_failure, write_failure
 from mmtrain.policies import NonFiniteLossError
-from mmtrain.runs import Job, RunFailedError
+from mmtrain.run_errors import RunFailedError
+from mmtrain.runs import Job
 from mmtrain.tracking import TrackingConfig
 
 

@@ -178,9 +178,10 @@ threads = [
 assert len(changes) == len(set(changes)) == len(mlflow_client._SETTINGS) - 1, changes
 print(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"], os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"])
 """
+    unsettled = {k: v for k, v in os.environ.items() if k not in mlflow_client._SETTINGS}
     ended = subprocess.run(
         [sys.executable, "-c", script],
-        env=os.environ | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "7"},
+        env=unsettled | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "7"},
         capture_output=True, text=True, timeout=COMMAND_S, check=False,
     )  # fmt: skip
     assert ended.stdout.split() == ["7", "0"], ended.stderr

@@ -1,4 +1,5 @@
 import math
+import statistics
 
 import pytest
 import torch
@@ -124,6 +125,32 @@ def test_the_balancing_loss_reaches_both_weights_of_the_gate():
     moe(torch.randn(1, 30, 6), torch.ones(1, 30, 1)).balance.loss.backward()
     assert moe.gate.clean.weight.grad.abs().sum() > 0
     assert moe.gate.noise.weight.grad.abs().sum() > 0
+
+
+def test_the_balancing_loss_is_the_variation_of_importance_and_of_load():
+    moe = build_moe(noise="none").eval()
+    rows_ND = torch.randn(7, 6)
+    importance, load = [0.0] * 5, [0.0] * 5
+    for logits in (rows_ND @ moe.gate.clean.weight.T).tolist():
+        best = sorted(range(5), key=lambda expert: -logits[expert])[:2]
+        whole = sum(math.exp(logits[expert]) for expert in best)
+        for expert in best:
+            importance[expert] += math.exp(logits[expert]) / whole
+            load[expert] += 1
+    squares = [statistics.pvariance(v) / statistics.mean(v) ** 2 for v in (importance, load)]
+    found = moe(rows_ND[None], torch.ones(1, 7, 1)).balance.loss
+    assert found.item() == pytest.approx(0.01 * sum(squares), rel=1e-5)
+
+
+def test_the_noise_of_a_gate_has_a_deviation_of_a_hundredth_at_least():
+    moe = build_moe(num_experts=3, k=3)
+    torch.nn.init.constant_(moe.gate.noise.weight, -100.0)  # softplus gives 0
+    rows_ND = torch.ones(50, 6)
+    torch.manual_seed(1)
+    weights_NK = moe.gate(rows_ND).weights_NK
+    torch.manual_seed(1)
+    noisy_NE = rows_ND @ moe.gate.clean.weight.T + 0.01 * torch.randn(50, 3)
+    assert_close(weights_NK, noisy_NE.sort(dim=1, descending=True).values.softmax(1))
 
 
 def test_the_load_alone_reaches_the_gate():
