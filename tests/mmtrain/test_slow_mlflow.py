@@ -178,7 +178,7 @@ threads = [
 assert len(changes) == len(set(changes)) == len(mlflow_client._SETTINGS) - 1, changes
 print(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"], os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"])
 """
-    unsettled = {k: v for k, v in os.environ.items() if k not in mlflow_client._SETTINGS}
+    unsettled = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
     ended = subprocess.run(
         [sys.executable, "-c", script],
         env=unsettled | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "7"},
