@@ -15,7 +15,7 @@ endef
 
 help:
 	@echo "make quickstart   install, build eight corpora, train one model on them, evaluate, report"
-	@echo "make test         install what tests need, run them (under 20 minutes on 2 cores)"
+	@echo "make test         install what tests need, run them (20 minutes on 2 cores)"
 	@echo "make test-avx2    tests of convolutions as a CPU without AVX-512 runs them"
 	@echo "make lint         lint, format and type checks"
 	@echo "make bench        run every benchmark and draw one figure"

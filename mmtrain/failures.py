@@ -15,16 +15,15 @@ from mmtrain.cluster import reason
 from mmtrain.run_errors import RunFailedError
 from mmtrain.runs import FAILURE, Job
 from pipelines.errors import MMTrainError
+from pipelines.files import write_whole
 
 ERRORS = "errors.log"
 
 
 def write_failure(job: Job, error: MMTrainError) -> None:
     """Leaves word for the driver of this attempt that a restart would not help."""
-    part = job.out / f".{FAILURE}"
     told = {"attempt": job.attempt, "kind": type(error).__name__, "message": str(error)}
-    part.write_text(json.dumps(told), encoding="utf-8")
-    part.replace(job.out / FAILURE)
+    write_whole(job.out / FAILURE, json.dumps(told))
 
 
 def failure_of(job: Job) -> str | None:

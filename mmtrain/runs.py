@@ -40,6 +40,7 @@ from mmtrain.resume import check_resume
 from mmtrain.tracking import TrackingConfig
 from pipelines.adaptive import Mixing
 from pipelines.augment import check_augmentations
+from pipelines.files import write_whole
 from pipelines.plan import Plan, one_vocabulary
 from pipelines.schedule import ScheduleConfig
 from pipelines.shards import Manifest, open_task, vocabulary_path
@@ -259,9 +260,7 @@ def _claim(recipe: Recipe, *, out: Path, saved: CheckpointRef | None, resume: bo
         )
     out.mkdir(parents=True, exist_ok=True)
     (out / FAILURE).unlink(missing_ok=True)
-    part = out / f".{RECIPE}"
-    part.write_text(recipe.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    part.replace(out / RECIPE)
+    write_whole(out / RECIPE, recipe.model_dump_json(indent=1) + "\n")
 
 
 def export_run(
