@@ -50,8 +50,8 @@ test-avx2: $(VENV)/installed-dev
 	cd tests/mmtrain && ONEDNN_MAX_CPU_ISA=AVX2 timeout 15m ../../$(BIN)/python -m pytest \
 	  -k 'not recipe' modalities layers/test_conv.py layers/test_grid.py layers/test_patches.py \
 	  layers/test_strided.py models/test_multimodel.py models/test_resnet.py \
-	  pruning/test_cut_models_go_on.py pruning/test_masks_of_models.py \
-	  pruning/test_recalibrate.py pruning/test_slicing.py
+	  cut/test_cut_models_go_on.py masks/test_masks_of_models.py \
+	  cut/test_recalibrate.py cut/test_slicing.py
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .

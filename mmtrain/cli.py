@@ -14,7 +14,6 @@ import typer
 from pydantic import ValidationError
 from rich.table import Table
 
-from mmtrain import termination
 from mmtrain.commands import doctor, jobs, models, plan, predict, serving, tune
 from mmtrain.commands.options import (
     Address,
@@ -25,8 +24,9 @@ from mmtrain.commands.options import (
     console,
     errors,
 )  # fmt: skip
-from mmtrain.deadline import leave
-from mmtrain.printing import print_built, print_exported, print_extracted, print_run
+from mmtrain.commands.printing import print_built, print_exported, print_extracted, print_run
+from mmtrain.process import termination
+from mmtrain.process.deadline import leave
 from pipelines.errors import MMTrainError, UnknownNameError, first_problem
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def quickstart(
     recipe: Annotated[str, typer.Option(help="Recipe to run from end to end.")] = "quickstart",
 ) -> None:
     """Build, train, evaluate, register, report: the whole way."""
-    from mmtrain.quickstart import run_quickstart
+    from mmtrain.commands.quickstart import run_quickstart
 
     run_quickstart(
         recipe, settings=settings or (), data_dir=data, out=out, resume=resume, console=console
@@ -79,7 +79,7 @@ def list_names(
     as_json: AsJson = False,
 ) -> None:
     """List what there is of a kind, a line each."""
-    from mmtrain.listing import KINDS
+    from mmtrain.commands.listing import KINDS
 
     if kind not in KINDS:
         raise UnknownNameError("kind", kind, tuple(KINDS))
@@ -134,7 +134,7 @@ def train(
     as_json: AsJson = False,
 ) -> None:
     """Train a recipe: checkpoints, recipe.json and the trained bundle."""
-    from mmtrain.tracking import TrackingConfig
+    from mmtrain.store.config import TrackingConfig
     from mmtrain.train import train as train_recipe
 
     chosen = _choose_recipe(
@@ -165,10 +165,12 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Measure a model on its tasks, beside their trivial baselines."""
-    from mmtrain.evaluate import evaluate_and_record, evaluate_model
-    from mmtrain.report import results_table
+    from mmtrain.evaluate.evaluate import evaluate_model
+    from mmtrain.report.report import results_table
 
-    measure = evaluate_and_record if record else evaluate_model
+    measure = evaluate_model
+    if record:
+        from mmtrain.registry.measured import evaluate_and_record as measure
     results = measure(model, data_dir=data, split=split, tasks=tuple(task or ()), limit=limit)
     if as_json:
         print(results.model_dump_json(indent=1))
@@ -195,8 +197,8 @@ def extract(
     as_json: AsJson = False,
 ) -> None:
     """Take out a model of some tasks; same answers, to the last bit."""
-    from mmtrain.extract import extract as extract_tasks
-    from mmtrain.extract import extract_and_register, open_model
+    from mmtrain.derive.extract import extract as extract_tasks
+    from mmtrain.derive.extract import extract_and_register, open_model
 
     opened = open_model(model, tracking_uri=tracking)
     what: dict[str, Any] = {
@@ -242,9 +244,9 @@ def prune(
     as_json: AsJson = False,
 ) -> None:
     """Cut a model with masks down to some subtasks, without training."""
-    from mmtrain import prune as pruning
-    from mmtrain.extract import ExtractError, open_model
-    from mmtrain.prune_table import print_cuts, print_pruned
+    from mmtrain.commands.prune_table import print_cuts, print_pruned
+    from mmtrain.derive import prune as pruning
+    from mmtrain.derive.extract import ExtractError, open_model
 
     opened = open_model(model, tracking_uri=tracking)
     if list_cuts:
@@ -279,7 +281,7 @@ def export(
     as_json: AsJson = False,
 ) -> None:
     """Write a model as a bundle without pickle, and as ONNX graphs."""
-    from mmtrain.onnx_export import export_model
+    from mmtrain.derive.onnx_export import export_model
 
     files = export_model(
         model, out=out, graphs=onnx, tasks=tuple(task or ()), tracking_uri=tracking
@@ -309,7 +311,7 @@ def _choose_recipe(
     name: str | None, *, settings: Sequence[str], init_from: str | None, tracking: str | None
 ) -> "Recipe":
     """The recipe named, or without a name the one that goes on training `init_from`."""
-    from mmtrain.extract import tuning_recipe
+    from mmtrain.derive.extract import tuning_recipe
     from mmtrain.recipe import RecipeError, load_recipe, override
 
     if name is not None:

@@ -19,7 +19,7 @@ from ray._private import worker as ray_worker
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError, RayTaskError
 
-from mmtrain.termination import handlers_kept, interrupt_on_sigterm, note_sigterm
+from mmtrain.process.termination import handlers_kept, interrupt_on_sigterm, note_sigterm
 from pipelines.errors import MMTrainError
 
 logger = logging.getLogger(__name__)

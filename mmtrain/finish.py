@@ -12,13 +12,16 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from mmtrain import evaluate, figures, model_registry
-from mmtrain.export import code_version, load_card
-from mmtrain.model_registry import ModelVersion, RegistryError
+from mmtrain.bundle import code_version, load_card
+from mmtrain.derive.tradeoff import TRADEOFF, TradeoffPoint, measure_tradeoff
+from mmtrain.evaluate import evaluate
+from mmtrain.evaluate.results import RESULTS_FILE, Results, run_results, to_metrics, write_results
 from mmtrain.recipe import Recipe
-from mmtrain.report import Run, write_report
-from mmtrain.results import RESULTS_FILE, Results, run_results, to_metrics, write_results
-from mmtrain.runlog import (
+from mmtrain.registry.register import register as register_bundle
+from mmtrain.report import figures
+from mmtrain.report.report import Run, write_report
+from mmtrain.run.job import TrainedRun
+from mmtrain.run.runlog import (
     GRADIENTS,
     KEPT,
     ROUTING,
@@ -28,9 +31,9 @@ from mmtrain.runlog import (
     read_routing,
     read_series,
 )
-from mmtrain.runs import TrainedRun
-from mmtrain.tracking import Tracker, TrackingConfig
-from mmtrain.tradeoff import TRADEOFF, TradeoffPoint, measure_tradeoff
+from mmtrain.store.config import TrackingConfig
+from mmtrain.store.models import ModelVersion, RegistryError
+from mmtrain.store.tracking import Tracker
 from pipelines.files import write_whole
 
 REPORT = "report.html"
@@ -121,7 +124,7 @@ def _register(
     console: Console,
 ) -> ModelVersion | None:
     try:
-        return model_registry.register(
+        return register_bundle(
             run.bundle, name=recipe.name, tracking_uri=uri, run_id=run_id, metrics=metrics
         )
     except RegistryError as error:  # the run is whole without it

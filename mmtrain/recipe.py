@@ -19,10 +19,10 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 
 from mmtrain import recipes
 from mmtrain.engines import EngineConfig
-from mmtrain.inflation import Inflation
+from mmtrain.engines.optim import OptimizerConfig
+from mmtrain.layers.inflation import Inflation
+from mmtrain.masks.config import PruningConfig
 from mmtrain.models.model import ModelConfig
-from mmtrain.optim import OptimizerConfig
-from mmtrain.pruning.config import PruningConfig
 from pipelines.errors import MMTrainError, UnknownNameError, first_problem
 from pipelines.layout import BuildConfig
 from pipelines.schedule import ScheduleConfig, run_steps
@@ -52,12 +52,12 @@ class Recipe(BaseModel):
     )
     init_from: str | None = Field(
         default=None,
-        description="Weights to start from: a ViT checkpoint (see mmtrain/vit_files.py), or "
+        description="Weights to start from: a ViT checkpoint (see mmtrain/start/vit_files.py), or "
         "a run, bundle or models:/NAME@ALIAS; None: all drawn.",
     )
     inflation: Inflation = Field(
         default="central_frame",
-        description="How a picture's patch kernel becomes a video's; see mmtrain/inflation.py.",
+        description="How a picture's patch kernel becomes a video's: mmtrain/layers/inflation.py.",
     )
     init_heads: Literal["same_tasks", "fresh"] = Field(
         default="same_tasks",
@@ -71,7 +71,7 @@ class Recipe(BaseModel):
     balancing: Literal["none", "uncertainty", "pcgrad"] = Field(
         default="none",
         description="Of losses, beside loss_weight: learned variances, or gradients of the tasks "
-        "of a step without their conflicts; see mmtrain/balancing.py, mmtrain/gradients.py.",
+        "of a step without conflicts: mmtrain/losses/balancing.py, mmtrain/step/gradients.py.",
     )
     pruning: PruningConfig | None = Field(
         default=None,

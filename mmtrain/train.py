@@ -19,45 +19,39 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
 
 from mmtrain import checkpoint
-from mmtrain.balancing import add_log_variances
 from mmtrain.checkpoint import Progress
 from mmtrain.cluster import cluster_of, read_board
 from mmtrain.engines import build_engine
-from mmtrain.failures import failure_of, lost_run, note_error, raise_failure, write_failure
-from mmtrain.feed import Feed
-from mmtrain.fitting import fitted
-from mmtrain.gradient_monitor import GradientMonitor
-from mmtrain.gradients import build_gradients
-from mmtrain.init_source import with_fixed_source
-from mmtrain.initialize import start_model
+from mmtrain.engines.ranks import Ranks, check_same_batches, gather_ids, seed_step
+from mmtrain.files import BUNDLE, CHECKPOINTS
+from mmtrain.losses.balancing import add_log_variances
 from mmtrain.models.model import build_model
-from mmtrain.objective import count_targets, micro_loss
-from mmtrain.policies import NonFiniteLossError, is_due, is_healthy
-from mmtrain.preflight import check_resources
-from mmtrain.progress import ProgressDisplay, RunProgress, build_display
-from mmtrain.pruning.passes import Passes
-from mmtrain.ranks import Ranks, check_same_batches, gather_ids, seed_step
-from mmtrain.rates import step_rates
+from mmtrain.process.errors import RunInterruptedError
+from mmtrain.process.termination import interruption
 from mmtrain.recipe import Recipe
-from mmtrain.run_errors import RunInterruptedError
-from mmtrain.run_tracking import tracked
-from mmtrain.runlog import RunLog
-from mmtrain.runs import (
-    BUNDLE,
-    CHECKPOINTS,
-    Job,
-    TrainedRun,
-    export_run,
-    open_corpora,
-    prepare_run,
-    run_optimizer,
-    task_specs,
-    validation_plan,
-)
-from mmtrain.series import Series
-from mmtrain.termination import interruption
-from mmtrain.tracking import TrackingConfig
-from mmtrain.validation import validate
+from mmtrain.run.corpora import open_corpora
+from mmtrain.run.export import export_run
+from mmtrain.run.failures import failure_of, lost_run, note_error, raise_failure, write_failure
+from mmtrain.run.job import Job, TrainedRun
+from mmtrain.run.model import fitted, task_specs
+from mmtrain.run.preflight import check_resources
+from mmtrain.run.prepare import prepare_run
+from mmtrain.run.progress import ProgressDisplay, RunProgress, build_display
+from mmtrain.run.runlog import RunLog
+from mmtrain.run.tracked import tracked
+from mmtrain.start.initialize import start_model
+from mmtrain.start.source import with_fixed_source
+from mmtrain.step.feed import Feed
+from mmtrain.step.gradient_monitor import GradientMonitor
+from mmtrain.step.gradients import build_gradients
+from mmtrain.step.objective import count_targets, micro_loss
+from mmtrain.step.passes import Passes
+from mmtrain.step.plans import validation_plan
+from mmtrain.step.policies import NonFiniteLossError, is_due, is_healthy
+from mmtrain.step.rates import run_optimizer, step_rates
+from mmtrain.step.series import Series
+from mmtrain.step.validation import validate
+from mmtrain.store.config import TrackingConfig
 from pipelines.build import build
 from pipelines.errors import MMTrainError
 from pipelines.ownership import owns_out

@@ -61,10 +61,11 @@ class Task(BaseModel):
         description="Command token that starts decoding, e.g. 'to_english'; None: no decoder.",
     )
     metrics: tuple[str, ...] = Field(
-        min_length=1, description="Functions of mmtrain/metrics.py; the first is the task's own."
+        min_length=1,
+        description="Functions of mmtrain/evaluate/metrics.py; the first is the task's own.",
     )
     baseline: str = Field(
-        description="Function of mmtrain/baselines.py: the trivial predictor to beat."
+        description="Function of mmtrain/evaluate/baselines.py: the trivial predictor to beat."
     )
     batch_size: int | None = Field(default=None, ge=1, description="Examples of a global batch.")
     batch_tokens: int | None = Field(
@@ -82,7 +83,7 @@ class Task(BaseModel):
         description="Length buckets for batch_tokens: upper bounds, in tokens of the longer side.",
     )
     loss: str | None = Field(
-        default=None, description="Function of mmtrain/losses.py; None: the one of the targets."
+        default=None, description="Function of mmtrain/losses/; None: the one of the targets."
     )
     loss_weight: float = Field(default=1.0, gt=0, description="Multiplies the task's loss.")
     label_smoothing: float = Field(

@@ -28,7 +28,8 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Examine this machine: each line is ok or has its remedy."""
-    from mmtrain.doctor.examine import Subject, all_checks, examine, is_well
+    from mmtrain.doctor.examine import all_checks, examine, is_well
+    from mmtrain.doctor.findings import Subject
 
     subject = Subject(
         folder=folder,

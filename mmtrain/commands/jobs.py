@@ -12,7 +12,7 @@ from rich.table import Table
 from mmtrain.commands.options import AsJson, console, errors
 
 if TYPE_CHECKING:
-    from mmtrain.jobs import Cluster
+    from mmtrain.jobs.client import Cluster
 
 JobsAddress = Annotated[
     str | None,
@@ -28,6 +28,7 @@ jobs = typer.Typer(help="Jobs on a Ray cluster: list, logs, stop.", no_args_is_h
 
 
 def submit(
+    context: typer.Context,
     arguments: Annotated[
         list[str], typer.Argument(help="Command and its options, e.g. train quickstart.")
     ],
@@ -45,10 +46,11 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Run a command on a Ray cluster; once more goes on with it."""
-    from mmtrain.jobs import Cluster
-    from mmtrain.submission import read_submission
+    from mmtrain.jobs.client import Cluster
+    from mmtrain.jobs.submission import read_submission
 
-    submission = read_submission(arguments, root=root or str(Path.cwd()))
+    commands = getattr(context.find_root().command, "commands", {})
+    submission = read_submission(arguments, root=root or str(Path.cwd()), commands=commands)
     cluster = Cluster(address)
     decision = cluster.submit(submission)
     said = {
@@ -66,7 +68,7 @@ def submit(
 @jobs.command("list")
 def list_jobs(address: JobsAddress = None, as_json: AsJson = False) -> None:
     """List the cluster's jobs, the newest first."""
-    from mmtrain.jobs import Cluster
+    from mmtrain.jobs.client import Cluster
 
     lines = Cluster(address).jobs()
     if as_json:
@@ -98,7 +100,7 @@ def logs(
     ] = False,
 ) -> None:
     """Print what a job has printed."""
-    from mmtrain.jobs import Cluster
+    from mmtrain.jobs.client import Cluster
 
     cluster = Cluster(address)
     job_id = cluster.find(job)
@@ -111,7 +113,7 @@ def logs(
 @jobs.command("stop")
 def stop(job: JobName, address: JobsAddress = None) -> None:
     """Stop a job; submitting the same command again goes on from what it saved."""
-    from mmtrain.jobs import Cluster
+    from mmtrain.jobs.client import Cluster
 
     cluster = Cluster(address)
     line = cluster.stop(cluster.find(job))

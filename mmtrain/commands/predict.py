@@ -14,7 +14,7 @@ from mmtrain.commands.options import Address, AsJson, console, errors
 from pipelines.errors import MMTrainError
 
 if TYPE_CHECKING:
-    from mmtrain.batch_predict import BatchProgress, BatchResult, Told
+    from mmtrain.predict.batch import BatchProgress, BatchResult, Told
 
 
 class UsageError(MMTrainError):
@@ -71,7 +71,7 @@ def predict(
         return
     if inputs:
         raise UsageError(f"give inputs or --input, not both: {inputs[0]!r} and {data!r}")
-    from mmtrain.batch_predict import batch_predict
+    from mmtrain.predict.batch import batch_predict
 
     with _display(errors if as_json else console) as told:
         result = batch_predict(
@@ -86,7 +86,7 @@ def _print_answers(
     model: str, inputs: list[str], *, task: str | None, modality: str | None, beam: int,
     as_json: bool,
 ) -> None:  # fmt: skip
-    from mmtrain.predictor import Predictor
+    from mmtrain.predict.predictor import Predictor
 
     predictor = Predictor.load(model)
     if task:

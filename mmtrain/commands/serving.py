@@ -43,9 +43,9 @@ def serve(
     address: Address = None,
 ) -> None:
     """Serve models over HTTP: a page at /, an API at /docs."""
-    from mmtrain.server.config import Limits, ServingConfig
-    from mmtrain.server.networks import find_sources
-    from mmtrain.serving import Place, serve_forever
+    from mmtrain.serving.config import Limits, ServingConfig
+    from mmtrain.serving.networks import find_sources
+    from mmtrain.serving.serve import Place, serve_forever
 
     config = ServingConfig.model_validate(
         {

@@ -52,7 +52,7 @@ def tune(
 ) -> None:
     """Search a recipe's fields; the best trial is written as JSON."""
     from mmtrain.recipe import load_recipe
-    from mmtrain.tracking import TrackingConfig
+    from mmtrain.store.config import TrackingConfig
     from mmtrain.tuning.run import run_alone_sweeps, run_sweep
     from mmtrain.tuning.score import read_references
     from mmtrain.tuning.sweep import load_sweep

@@ -7,57 +7,10 @@ versions, files and HTTP interfaces; none is imported but torch.
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
-Level = Literal["ok", "warning", "wrong"]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What one check found.
-
-    Args:
-        check: what was looked at.
-        level: "wrong" keeps runs from working, "warning" makes some of them slow or fail.
-        fact: what is there.
-        remedy: what to do; empty where all is well.
-    """
-
-    check: str
-    level: Level
-    fact: str
-    remedy: str = ""
-
-    def to_dict(self) -> dict[str, str]:
-        """As JSON holds it."""
-        return asdict(self)
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """What is examined.
-
-    Args:
-        folder: working folder, where runs and corpora are to be.
-        tracking: MLflow URI; None: a file, which needs no server.
-        storage: URI of a folder that all machines see; None: none is used.
-        address: of a Ray cluster's dashboard, or of its head; None: clusters are local.
-        min_free_bytes: room that a run needs at least.
-        timeout_s: longest wait for one check.
-    """
-
-    folder: Path
-    tracking: str | None = None
-    storage: str | None = None
-    address: str | None = None
-    min_free_bytes: int = 5 * 10**9
-    timeout_s: float = 10.0
-
-
-Check = Callable[[Subject], Sequence[Finding]]
+from mmtrain.doctor import machine, software, surroundings
+from mmtrain.doctor.findings import Check, Finding, Subject
 
 
 def examine(subject: Subject, checks: Mapping[str, Check]) -> list[Finding]:
@@ -99,7 +52,5 @@ def is_well(findings: Sequence[Finding]) -> bool:
 
 def all_checks() -> dict[str, Check]:
     """The checks there are, by name, in the order in which they are told."""
-    from mmtrain.doctor import machine, software, surroundings
-
     modules = (software, machine, surroundings)
     return {name: check for module in modules for name, check in module.CHECKS.items()}

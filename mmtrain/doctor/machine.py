@@ -8,7 +8,7 @@ import socket
 import tempfile
 from pathlib import Path
 
-from mmtrain.doctor.examine import Check, Finding, Subject
+from mmtrain.doctor.findings import Check, Finding, Subject
 
 MIN_OPEN_FILES = 4096  # Ray's processes, sockets and shards
 MIN_MEMORY = 2 * 10**9  # of a driver, a worker and a reader

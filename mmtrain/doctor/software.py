@@ -11,7 +11,7 @@ from importlib import metadata, util
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from mmtrain.doctor.examine import Check, Finding, Subject
+from mmtrain.doctor.findings import Check, Finding, Subject
 
 PROJECT = "mmtrain"
 MIN_DRIVER = 525  # of NVIDIA, for CUDA 12

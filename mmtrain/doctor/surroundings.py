@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import fsspec
 
-from mmtrain.doctor.examine import Check, Finding, Subject
+from mmtrain.doctor.findings import Check, Finding, Subject
 from mmtrain.doctor.machine import check_disk
 
 DASHBOARD_PORT = 8265

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch import device as Device  # `torch` itself is the name of a module of this package
 
-from mmtrain.optim import OptimizerConfig
+from mmtrain.engines.optim import OptimizerConfig
 from pipelines.errors import MMTrainError
 
 

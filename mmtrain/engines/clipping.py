@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from mmtrain.optim import OptimizerConfig, OwnerAdamW, OwnerOptimizer, OwnerSGD
+from mmtrain.engines.optim import OptimizerConfig, OwnerAdamW, OwnerOptimizer, OwnerSGD
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mmtrain.engines import EngineConfig, ParameterState, StepStats, check_combination
 from mmtrain.engines.clipping import CLIPPED, ClippedAdamW, ClippedSGD, measure_norm_once
 from mmtrain.engines.open_outputs import open_outputs
+from mmtrain.engines.optim import OPTIMIZERS, OptimizerConfig, parameter_groups
 from mmtrain.engines.pieces import (
     Entry,
     Piece,
@@ -36,7 +37,6 @@ from mmtrain.engines.pieces import (
 from mmtrain.engines.recompute import recompute_blocks
 from mmtrain.engines.wrapped import Wrapped
 from mmtrain.engines.zero_config import zero_config
-from mmtrain.optim import OPTIMIZERS, OptimizerConfig, parameter_groups
 
 
 def build(

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mmtrain.engines import EngineConfig, ParameterState, StepStats, check_combination
 from mmtrain.engines.clipping import clip_gradients
+from mmtrain.engines.optim import OPTIMIZERS, OptimizerConfig, parameter_groups
 from mmtrain.engines.pieces import (
     Piece,
     entries,
@@ -23,7 +24,6 @@ from mmtrain.engines.pieces import (
     write_entry,
 )
 from mmtrain.engines.recompute import recompute_blocks
-from mmtrain.optim import OPTIMIZERS, OptimizerConfig, parameter_groups
 
 
 def build(

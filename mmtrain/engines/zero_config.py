@@ -3,7 +3,7 @@
 from typing import Any
 
 from mmtrain.engines import EngineConfig
-from mmtrain.optim import OptimizerConfig
+from mmtrain.engines.optim import OptimizerConfig
 
 MAX_BUCKET = 50_000_000  # elements: 200 MB of fp32
 

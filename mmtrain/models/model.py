@@ -68,7 +68,7 @@ class TaskSpec(BaseModel):
     output_groups: tuple[int, ...] = Field(
         default=(), description="Of several labels at once: scores of each; they sum to all."
     )
-    loss: str = Field(default="cross_entropy", description="Function of mmtrain/losses.py.")
+    loss: str = Field(default="cross_entropy", description="Function of mmtrain/losses/.")
     drop_layer: float = Field(
         default=0.0, ge=0, lt=1, description="Stochastic depth: share dropped of the last layer."
     )

@@ -10,20 +10,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mmtrain.engines import EngineConfig
-from mmtrain.fitting import fitted
+from mmtrain.engines.optim import OPTIMIZERS
 from mmtrain.layers.moe import MoE
 from mmtrain.models.model import MASKS, MultiTaskModel, TaskSpec
-from mmtrain.optim import OPTIMIZERS
 from mmtrain.planning.footprint import Footprint, StepTracer, meta_model
 from mmtrain.planning.longest import LongestBatch, longest_batches
 from mmtrain.planning.refusals import Combination, combinations, why_refused
 from mmtrain.planning.tasks import TaskPlan, built_vocabulary, sizes_are_assumed, task_plans
 from mmtrain.planning.traffic import Traffic, step_traffic
 from mmtrain.planning.zero_memory import FP32, Parameter, RankMemory, keeps_gradients, rank_memory
-from mmtrain.preflight import PreflightError, check_resources, checkpoint_bytes
 from mmtrain.recipe import Recipe
-from mmtrain.runs import task_specs
-from mmtrain.task_steps import built_splits
+from mmtrain.run.model import fitted, task_specs
+from mmtrain.run.preflight import PreflightError, check_resources, checkpoint_bytes
+from mmtrain.run.task_steps import built_splits
 from pipelines.shards import Manifest
 from pipelines.vocabulary import Vocabulary
 

@@ -22,21 +22,20 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from mmtrain.balancing import add_log_variances
+from mmtrain.engines.ranks import Ranks
 from mmtrain.engines.recompute import recompute_blocks
-from mmtrain.fitting import fitted
-from mmtrain.initialize import frozen_owners
 from mmtrain.layers.experts import Experts
 from mmtrain.layers.moe import MoE
 from mmtrain.layers.timing import forget_tables
+from mmtrain.losses.balancing import add_log_variances
 from mmtrain.models.model import MultiTaskModel, TaskSpec, build_model
-from mmtrain.objective import micro_loss
 from mmtrain.planning.longest import LongestBatch, zeros
-from mmtrain.pruning.passes import Passes
-from mmtrain.ranks import Ranks
-from mmtrain.rates import step_rates
 from mmtrain.recipe import Recipe
-from mmtrain.runs import run_optimizer
+from mmtrain.run.model import fitted
+from mmtrain.start.initialize import frozen_owners
+from mmtrain.step.objective import micro_loss
+from mmtrain.step.passes import Passes
+from mmtrain.step.rates import run_optimizer, step_rates
 from pipelines.batch import Batch
 
 aten = torch.ops.aten

@@ -6,11 +6,11 @@ from itertools import product
 from typing import get_args
 
 from mmtrain.engines import EngineConfig, check_combination, divisors
-from mmtrain.gradients import check_balancing
 from mmtrain.planning.longest import LongestBatch
-from mmtrain.pruning.passes import check_pruning
 from mmtrain.recipe import Recipe
-from mmtrain.runs import check_decay_loss
+from mmtrain.run.prepare import check_decay_loss
+from mmtrain.step.gradients import check_balancing
+from mmtrain.step.passes import check_pruning
 from pipelines.errors import MMTrainError
 from pipelines.plan import check_divides
 

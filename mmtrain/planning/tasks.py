@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mmtrain.planning.longest import LongestBatch
 from mmtrain.recipe import Recipe
-from mmtrain.task_steps import built_examples, task_steps
+from mmtrain.run.task_steps import built_examples, task_steps
 from pipelines.plan import one_vocabulary
 from pipelines.shards import Manifest, vocabulary_path
 from pipelines.vocabulary import Vocabulary

@@ -1,9 +1,9 @@
 """Small runs of MultiModel: eight tasks in four modalities, one model."""
 
 from mmtrain.engines import EngineConfig
+from mmtrain.engines.optim import OptimizerConfig
 from mmtrain.models import multimodel
 from mmtrain.models.model import ModelConfig
-from mmtrain.optim import OptimizerConfig
 from mmtrain.recipe import Recipe
 from pipelines.layout import BuildConfig
 from pipelines.schedule import ScheduleConfig

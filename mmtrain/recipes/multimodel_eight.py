@@ -14,10 +14,10 @@ with the folders train, validation and test:
 from typing import Any
 
 from mmtrain.engines import EngineConfig
+from mmtrain.engines.optim import OptimizerConfig
 from mmtrain.modalities import image, label, spectral
 from mmtrain.models import multimodel
 from mmtrain.models.model import ModelConfig
-from mmtrain.optim import OptimizerConfig
 from mmtrain.recipe import Recipe
 from pipelines.layout import BuildConfig
 from pipelines.modalities.audio import AudioFeature

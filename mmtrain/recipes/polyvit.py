@@ -5,10 +5,10 @@ the steps, learning rate, batch size and regularisation of its own run.
 """
 
 from mmtrain.engines import EngineConfig
+from mmtrain.engines.optim import OptimizerConfig
 from mmtrain.modalities import audio_patches, image_patches, video_tubelets
 from mmtrain.models import polyvit
 from mmtrain.models.model import ModelConfig
-from mmtrain.optim import OptimizerConfig
 from mmtrain.recipe import Recipe
 from pipelines.schedule import ScheduleConfig, run_steps
 from pipelines.tasks import polyvit_nine

@@ -5,10 +5,10 @@ case, subtasks being classes), on PolyViT and on MultiModel (subtasks being whol
 """
 
 from mmtrain.engines import EngineConfig
+from mmtrain.engines.optim import OptimizerConfig
+from mmtrain.masks.config import PruningConfig
 from mmtrain.models import resnet
 from mmtrain.models.model import ModelConfig
-from mmtrain.optim import OptimizerConfig
-from mmtrain.pruning.config import PruningConfig
 from mmtrain.recipe import Recipe
 from mmtrain.recipes.multimodel import quickstart
 from mmtrain.recipes.polyvit import polyvit_tiny

@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from mmtrain.export import Card
+from mmtrain.bundle import Card
 from mmtrain.registry.promotion import Measurement
 
 if TYPE_CHECKING:
-    from mmtrain.model_registry import ModelVersion
+    from mmtrain.store.models import ModelVersion
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mmtrain.metrics import load_metric, metric_names
-from mmtrain.results import BASELINE
+from mmtrain.evaluate.metrics import load_metric, metric_names
+from mmtrain.evaluate.results import BASELINE
 from pipelines.errors import MMTrainError, UnknownNameError
 
 _SPLIT = "test"

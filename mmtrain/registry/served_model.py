@@ -27,16 +27,16 @@ from mlflow.types import ColSpec, DataType, Schema
 
 import mmtrain
 import pipelines
-from mmtrain.export import Bundle
-from mmtrain.predictor import PredictionError, Predictor
-from mmtrain.registry.pyfunc_example import input_example
+from mmtrain.bundle import Bundle
+from mmtrain.predict.predictor import PredictionError, Predictor
+from mmtrain.store.models import ARTIFACT
+from mmtrain.store.pyfunc_example import input_example
 from pipelines import modalities
 
 REQUIREMENTS = (
     "av", "jiwer", "librosa", "mlflow", "numpy", "pandas", "pillow", "pydantic", "safetensors",
     "soundfile", "soxr", "tokenizers", "torch",
 )  # fmt: skip
-ARTIFACT = "bundle"  # name of the bundle among the version's artifacts
 _COLUMNS = ("text", "log_prob", "scores", "tree", "labels", "values", "mask")
 
 

@@ -9,12 +9,12 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from mmtrain.metrics import load_metric
+from mmtrain.evaluate.metrics import load_metric
 from mmtrain.registry.facts import ListedModel, Promoted, VersionFacts
 from mmtrain.registry.promotion import Measurement, shown
 
 if TYPE_CHECKING:
-    from mmtrain.model_registry import ModelVersion
+    from mmtrain.store.models import ModelVersion
 
 
 def print_models(models: Sequence[ListedModel], *, console: Console, as_json: bool) -> None:

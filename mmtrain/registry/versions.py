@@ -20,16 +20,18 @@ from mlflow import MlflowClient
 from mlflow.entities.model_registry import ModelVersion as Registered
 from mlflow.exceptions import MlflowException
 
-from mmtrain import model_registry
-from mmtrain.export import CARD, BundleError, Card, find_bundle, load_bundle, load_card
-from mmtrain.mlflow_client import download as download_artifact
-from mmtrain.model_registry import ModelVersion, RegistryError, asking, calling, check_name
+from mmtrain.bundle import CARD, BundleError, Card, find_bundle, load_bundle, load_card
+from mmtrain.evaluate.results import RESULTS_FILE, read_results, to_metrics
+from mmtrain.files import BUNDLE, RECIPE
 from mmtrain.registry.facts import ListedModel, Promoted, RunFacts, VersionFacts
 from mmtrain.registry.promotion import Measurement, Requirement, to_measurements
+from mmtrain.registry.register import register as register_bundle
 from mmtrain.registry.served_model import ARTIFACT
-from mmtrain.results import RESULTS_FILE, read_results, to_metrics
-from mmtrain.runs import BUNDLE, RECIPE
-from mmtrain.tracking import Tracker, TrackingConfig, flatten
+from mmtrain.store import models as model_registry
+from mmtrain.store.client import download as download_artifact
+from mmtrain.store.config import TrackingConfig
+from mmtrain.store.models import ModelVersion, RegistryError, asking, calling, check_name
+from mmtrain.store.tracking import Tracker, flatten
 from pipelines.errors import UnknownNameError
 
 
@@ -214,7 +216,7 @@ def register_run(
         metrics = to_metrics(results) if results.step == card.lineage.step else None
     if run and (run / "tracking").is_dir():
         run_id = _deliver(run, name=card.lineage.recipe, run_id=run_id, tracking_uri=uri)
-    return model_registry.register(
+    return register_bundle(
         bundle, name=name, tracking_uri=uri, run_id=run_id, alias=alias, metrics=metrics
     )
 

@@ -1,1 +1,1 @@
-"""Sweeps: their description, trials, records, reports; `mmtrain.tune` runs them on Ray Tune."""
+"""Sweeps: their description, trials, records, reports; `tune.py` runs them on Ray Tune."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from mmtrain.recipe import Recipe
-from mmtrain.task_steps import task_steps
+from mmtrain.run.task_steps import task_steps
 from mmtrain.tuning.score import REFERENCES
 from mmtrain.tuning.sweep import SweepConfig, SweepError, Values, apply_values
 from mmtrain.tuning.trials import TrialRecord

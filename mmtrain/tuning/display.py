@@ -11,7 +11,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mmtrain.progress import PolledDisplay, clock
+from mmtrain.run.progress import PolledDisplay, clock
 from mmtrain.tuning.trials import State, TrialRecord
 
 _COLOURS: Mapping[State, str] = {

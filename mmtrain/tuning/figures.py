@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mmtrain.figures import ACCENT, INK, apply_ink
+from mmtrain.report.figures import ACCENT, INK, apply_ink
 from mmtrain.tuning.sweep import LARGER_IS_BETTER, Objective
 from mmtrain.tuning.trials import TrialRecord
 

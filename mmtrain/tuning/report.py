@@ -6,9 +6,9 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from mmtrain.figures import to_svg
-from mmtrain.report import details, duration, html_page, html_table, section
-from mmtrain.tracking import Tracker
+from mmtrain.report.figures import to_svg
+from mmtrain.report.report import details, duration, html_page, html_table, section
+from mmtrain.store.tracking import Tracker
 from mmtrain.tuning.figures import LABELS, front_figure, importance_figure, scores_figure
 from mmtrain.tuning.study import importances
 from mmtrain.tuning.sweep import Objective, SweepConfig

@@ -20,15 +20,16 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
-from mmtrain.export import code_version
-from mmtrain.journal import JournalError
+from mmtrain.bundle import code_version
+from mmtrain.files import BUNDLE, CHECKPOINTS, RECIPE
+from mmtrain.process.errors import RunFailedError, RunInterruptedError
+from mmtrain.process.termination import interruption
 from mmtrain.recipe import Recipe
-from mmtrain.run_errors import RunFailedError, RunInterruptedError
-from mmtrain.runs import BUNDLE, CHECKPOINTS, RECIPE, prepare_run
-from mmtrain.task_steps import built_examples, built_splits
-from mmtrain.termination import interruption
-from mmtrain.tracking import Tracker, TrackingConfig, status_of, tracking_uri
-from mmtrain.tune import TrialsRun, run_trials
+from mmtrain.run.prepare import prepare_run
+from mmtrain.run.task_steps import built_examples, built_splits
+from mmtrain.store.config import TrackingConfig, tracking_uri
+from mmtrain.store.journal import JournalError
+from mmtrain.store.tracking import Tracker, status_of
 from mmtrain.tuning.alone import alone_recipe, alone_sweep, joint_recipe, write_references
 from mmtrain.tuning.report import tell_figures, write_sweep_report
 from mmtrain.tuning.sweep import (
@@ -46,6 +47,7 @@ from mmtrain.tuning.trials import (
     read_records,
     trial_folder,
 )
+from mmtrain.tuning.tune import TrialsRun, run_trials
 from pipelines.errors import first_problem
 from pipelines.files import read_retried, write_whole
 from pipelines.ownership import owns_out

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mmtrain.results import Results, Score
+from mmtrain.evaluate.results import Results, Score
 from mmtrain.tuning.sweep import SweepError
 
 REFERENCES = "references.json"  # in the folder of a sweep of tasks alone

@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from mmtrain import sweeps
 from mmtrain.recipe import Recipe, RecipeError, function_in_file, functions_of, override
+from mmtrain.tuning import sweeps
 from pipelines.errors import MMTrainError, UnknownNameError, first_problem
 from pipelines.schedule import run_steps
 

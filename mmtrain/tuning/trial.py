@@ -12,17 +12,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmtrain.checkpoint_files import folder_name
-from mmtrain.comparison import latencies, task_inputs
-from mmtrain.evaluate import EvaluationConfig, evaluate
-from mmtrain.export import load_bundle
-from mmtrain.predictor import Predictor
-from mmtrain.pruning.pruner import Pruner
+from mmtrain.bundle import load_bundle
+from mmtrain.checkpoint.files import folder_name
+from mmtrain.cut.pruner import Pruner
+from mmtrain.derive.comparison import latencies, task_inputs
+from mmtrain.derive.tradeoff import measure_tradeoff, read_drawn
+from mmtrain.evaluate.evaluate import EvaluationConfig, evaluate
+from mmtrain.files import BUNDLE, CHECKPOINTS
+from mmtrain.predict.predictor import Predictor
 from mmtrain.recipe import Recipe
-from mmtrain.run_tracking import start_tracking
-from mmtrain.runs import BUNDLE, CHECKPOINTS, Job, prepare_run
-from mmtrain.tracking import Status, Tracker, TrackingConfig
-from mmtrain.tradeoff import measure_tradeoff, read_drawn
+from mmtrain.run.job import Job
+from mmtrain.run.prepare import prepare_run
+from mmtrain.run.tracked import start_tracking
+from mmtrain.store.config import TrackingConfig
+from mmtrain.store.tracking import Status, Tracker
 from mmtrain.tuning.score import TaskMeasure, combine_scores, measure_tasks
 from mmtrain.tuning.sweep import (
     OF_MASKS,

@@ -41,7 +41,7 @@ class Feature(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     dtype: ClassVar[str]
-    loss: ClassVar[str] = "cross_entropy"  # of a target: function of mmtrain/losses.py
+    loss: ClassVar[str] = "cross_entropy"  # of a target: function of mmtrain/losses/
 
     modality: str
 

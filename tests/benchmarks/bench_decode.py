@@ -14,9 +14,9 @@ import time
 
 import torch
 
-from mmtrain.decoding import Stepper
 from mmtrain.models.model import ModelConfig, MultiTaskModel, TaskSpec, build_model
 from mmtrain.models.multimodel import Config
+from mmtrain.predict.decoding import Stepper
 
 BATCH, SOURCE, VOCABULARY, COMMAND = 8, 24, 1500, 2
 LENGTHS = (32, 64, 128, 256)

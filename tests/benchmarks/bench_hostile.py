@@ -29,9 +29,9 @@ import psutil
 from pydantic import SecretStr
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from mmtrain.server.config import ServingConfig
-from mmtrain.server.networks import ModelSource
-from mmtrain.serving import Place, serving
+from mmtrain.serving.config import ServingConfig
+from mmtrain.serving.networks import ModelSource
+from mmtrain.serving.serve import Place, serving
 from tests.mmtrain.example_bundle import example_bundle
 
 AT_ONCE = 40

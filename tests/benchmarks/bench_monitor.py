@@ -14,11 +14,11 @@ import time
 import torch
 
 from mmtrain.engines import EngineConfig, build_engine
-from mmtrain.gradient_monitor import GradientMonitor
 from mmtrain.losses import cross_entropy
 from mmtrain.models.model import TaskSpec, build_model, net_of
-from mmtrain.rates import step_rates
 from mmtrain.recipe import load_recipe
+from mmtrain.step.gradient_monitor import GradientMonitor
+from mmtrain.step.rates import step_rates
 
 RECIPE = load_recipe("polyvit_tiny")
 

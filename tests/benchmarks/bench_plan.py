@@ -26,16 +26,15 @@ import torch.multiprocessing as mp
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from mmtrain.engines import build_engine
-from mmtrain.fitting import fitted
+from mmtrain.engines.ranks import Ranks
 from mmtrain.models.model import build_model
-from mmtrain.objective import micro_loss
 from mmtrain.planning.estimate import plan_run
 from mmtrain.planning.longest import longest_batches, zeros
-from mmtrain.pruning.passes import Passes
-from mmtrain.ranks import Ranks
-from mmtrain.rates import step_rates
 from mmtrain.recipe import Recipe, load_recipe, override
-from mmtrain.runs import run_optimizer, task_specs
+from mmtrain.run.model import fitted, task_specs
+from mmtrain.step.objective import micro_loss
+from mmtrain.step.passes import Passes
+from mmtrain.step.rates import run_optimizer, step_rates
 
 NOWHERE = Path("/nowhere")
 TORCH = ('engine={"name": "torch"}', "num_workers=1")

@@ -26,11 +26,11 @@ from torch.nn import functional
 from transformers import ViTConfig, ViTForImageClassification
 
 from mmtrain.engines import EngineConfig, build_engine
+from mmtrain.engines.optim import OptimizerConfig
 from mmtrain.losses import cross_entropy
 from mmtrain.modalities import audio_patches, image_patches, video_tubelets
 from mmtrain.models.model import ModelConfig, MultiTaskModel, TaskSpec, build_model
 from mmtrain.models.polyvit import Config
-from mmtrain.optim import OptimizerConfig
 
 SIDE, BATCH, CLASSES = 224, 8, 10
 OPTIMIZER = OptimizerConfig()

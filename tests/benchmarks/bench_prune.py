@@ -23,18 +23,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmtrain.comparison import cost_of
-from mmtrain.export import Lineage, bundle_task, load_bundle, save_bundle
-from mmtrain.fitting import fitted
+from mmtrain.bundle import Lineage, bundle_task, load_bundle, save_bundle
+from mmtrain.cut.examples import TaskInputs
+from mmtrain.cut.pruner import Pruner
+from mmtrain.cut.slicing import cut
+from mmtrain.derive.comparison import cost_of
+from mmtrain.masks.attach import add_masks
 from mmtrain.modalities import image_patches
 from mmtrain.models import multimodel, polyvit, resnet
 from mmtrain.models.model import ModelConfig, MultiTaskModel, TaskSpec, build_model, net_of
-from mmtrain.predictor import Predictor
-from mmtrain.pruning.attach import add_masks
-from mmtrain.pruning.examples import TaskInputs
-from mmtrain.pruning.pruner import Pruner
-from mmtrain.pruning.slicing import cut
+from mmtrain.predict.predictor import Predictor
 from mmtrain.recipe import Recipe, load_recipe
+from mmtrain.run.model import fitted
 from pipelines.modalities.image import to_png
 from pipelines.task import Task
 

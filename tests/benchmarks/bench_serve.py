@@ -30,11 +30,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import aiohttp
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from mmtrain.export import find_bundle
-from mmtrain.model_registry import register
-from mmtrain.server.config import ServingConfig
-from mmtrain.server.networks import ModelSource
-from mmtrain.serving import Place, serving
+from mmtrain.bundle import find_bundle
+from mmtrain.registry.register import register
+from mmtrain.serving.config import ServingConfig
+from mmtrain.serving.networks import ModelSource
+from mmtrain.serving.serve import Place, serving
 from tests.mmtrain.example_bundle import example_bundle
 
 CLIENTS = (1, 8, 32)

@@ -23,8 +23,8 @@ from torch.nn import functional
 from mmtrain.engines import EngineConfig, build_engine
 from mmtrain.losses import cross_entropy
 from mmtrain.models.model import MultiTaskModel, TaskSpec, build_model
-from mmtrain.rates import step_rates
 from mmtrain.recipes.multimodel import quickstart
+from mmtrain.step.rates import step_rates
 from pipelines.task import Task
 
 RECIPE = quickstart()

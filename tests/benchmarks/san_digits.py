@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from mmtrain.measure import read_examples
+from mmtrain.cut.examples import TaskInputs
+from mmtrain.cut.pruner import Pruner
+from mmtrain.cut.slicing import cut
+from mmtrain.cut.subset import Subset
+from mmtrain.evaluate.measure import read_examples
+from mmtrain.masks.banks import SubtaskMasks
 from mmtrain.models.model import MultiTaskModel
-from mmtrain.predictor import Predictor
-from mmtrain.pruning.examples import TaskInputs
-from mmtrain.pruning.masks import SubtaskMasks
-from mmtrain.pruning.pruner import Pruner
-from mmtrain.pruning.slicing import cut
-from mmtrain.pruning.subset import Subset
+from mmtrain.predict.predictor import Predictor
 from pipelines.shards import open_manifest, shard_folder
 from tests.benchmarks.static_pruning import PlainResnet
 

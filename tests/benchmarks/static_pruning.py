@@ -11,9 +11,9 @@ import torch
 import torch_pruning
 from torch import Tensor, nn
 
+from mmtrain.cut.examples import TaskInputs
+from mmtrain.cut.flops import counting
 from mmtrain.models.model import MultiTaskModel
-from mmtrain.pruning.examples import TaskInputs
-from mmtrain.pruning.flops import counting
 
 SIDE = 16
 

@@ -30,11 +30,13 @@ import ray
 import torch
 
 from mmtrain.engines import EngineConfig
-from mmtrain.evaluate import evaluate_model
+from mmtrain.evaluate.evaluate import evaluate_model
+from mmtrain.files import BUNDLE
 from mmtrain.models import polyvit
 from mmtrain.recipe import Recipe, load_recipe
-from mmtrain.runs import BUNDLE, Job, prepare_run
-from mmtrain.tracking import TrackingConfig
+from mmtrain.run.job import Job
+from mmtrain.run.prepare import prepare_run
+from mmtrain.store.config import TrackingConfig
 from mmtrain.train import train_worker
 from pipelines.build import build
 from pipelines.schedule import run_steps

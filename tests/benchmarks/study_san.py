@@ -29,21 +29,23 @@ from typing import Any
 import ray
 import torch
 
-from mmtrain.comparison import cost_of, recalibrate_on, scores, task_inputs
+from mmtrain.bundle import load_bundle
+from mmtrain.cut.examples import TaskInputs
+from mmtrain.cut.pruner import Pruner
+from mmtrain.cut.subset import Subset
+from mmtrain.derive.comparison import cost_of, recalibrate_on, scores, task_inputs
+from mmtrain.derive.extract import open_model
+from mmtrain.derive.prune import Asked, prune
+from mmtrain.derive.subset_corpora import SubsetCorpora
+from mmtrain.derive.tradeoff import read_drawn
 from mmtrain.engines import EngineConfig
-from mmtrain.export import load_bundle
-from mmtrain.extract import open_model
+from mmtrain.files import BUNDLE
 from mmtrain.models.model import MultiTaskModel
-from mmtrain.predictor import Predictor
-from mmtrain.prune import Asked, prune
-from mmtrain.pruning.examples import TaskInputs
-from mmtrain.pruning.pruner import Pruner
-from mmtrain.pruning.subset import Subset
+from mmtrain.predict.predictor import Predictor
 from mmtrain.recipe import Recipe, load_recipe
-from mmtrain.runs import BUNDLE, Job, prepare_run
-from mmtrain.subset_corpora import SubsetCorpora
-from mmtrain.tracking import TrackingConfig
-from mmtrain.tradeoff import read_drawn
+from mmtrain.run.job import Job
+from mmtrain.run.prepare import prepare_run
+from mmtrain.store.config import TrackingConfig
 from mmtrain.train import train_worker
 from pipelines.build import build
 from pipelines.shards import open_manifest, shard_folder

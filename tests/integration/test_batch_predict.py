@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import ray
 
-from mmtrain.batch_predict import BatchError, BatchProgress, batch_predict
-from mmtrain.bulk.output import BatchOutputError
+from mmtrain.predict.batch import BatchError, BatchProgress, batch_predict
+from mmtrain.predict.bulk_output import BatchOutputError
 from tests.mmtrain.example_bundle import example_bundle
 from tests.mmtrain.example_corpus import NAMES
 from tests.waiting import wait_until

@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 
-from mmtrain.submission import read_submission
+from mmtrain.cli import app
+from mmtrain.jobs.submission import read_submission
 from tests.integration.token_cluster import TokenCluster, token_cluster
 from tests.waiting import BUSY_S, wait_until
 
@@ -43,7 +45,9 @@ def submitted(cluster, folder) -> list[subprocess.CompletedProcess[str]]:
 
 
 def name_of(arguments: tuple[str, ...], folder: Path) -> str:
-    return read_submission(arguments, root=str(folder)).run
+    return read_submission(
+        arguments, root=str(folder), commands=typer.main.get_command(app).commands
+    ).run
 
 
 def listed(cluster: TokenCluster, folder: Path) -> dict[str, dict[str, str]]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from mmtrain.quickstart import run_quickstart
-from mmtrain.results import read_results
+from mmtrain.commands.quickstart import run_quickstart
+from mmtrain.evaluate.results import read_results
 from tests.waiting import BUSY_S
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -9,9 +9,9 @@ import pytest
 import ray
 from ray import serve
 
-from mmtrain.server.config import ServingConfig
-from mmtrain.server.networks import ModelSource
-from mmtrain.serving import Place, ServingError, serving
+from mmtrain.serving.config import ServingConfig
+from mmtrain.serving.networks import ModelSource
+from mmtrain.serving.serve import Place, ServingError, serving
 from tests.mmtrain.example_bundle import example_bundle
 from tests.mmtrain.example_kinds import picture
 from tests.waiting import BUSY_S, SOON_S

@@ -9,11 +9,11 @@ from mlflow import MlflowClient
 from typer.testing import CliRunner
 
 from mmtrain import checkpoint
+from mmtrain.bundle import load_bundle
 from mmtrain.cli import app
-from mmtrain.export import load_bundle
-from mmtrain.model_registry import register
-from mmtrain.predictor import Predictor
+from mmtrain.predict.predictor import Predictor
 from mmtrain.recipe import Recipe, load_recipe, override
+from mmtrain.registry.register import register
 from mmtrain.train import build_corpora
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")

@@ -18,9 +18,9 @@ from torch import Tensor, equal
 from torch.testing import assert_close
 
 from mmtrain import checkpoint
-from mmtrain.preflight import PreflightError
+from mmtrain.process.errors import RunFailedError
 from mmtrain.recipe import Recipe, RecipeError, load_recipe, override
-from mmtrain.run_errors import RunFailedError
+from mmtrain.run.preflight import PreflightError
 from mmtrain.train import build_corpora, train
 from pipelines.errors import CorpusError, PlanError
 from tests.waiting import BUSY_S

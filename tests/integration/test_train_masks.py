@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from torch import equal
 
-from mmtrain.export import load_bundle
-from mmtrain.predictor import Predictor
-from mmtrain.pruning.attach import masks_of
+from mmtrain.bundle import load_bundle
+from mmtrain.masks.attach import masks_of
+from mmtrain.predict.predictor import Predictor
 from mmtrain.recipe import Recipe, RecipeError, load_recipe, override
 from mmtrain.train import build_corpora, train
 from tests.integration.test_train import SAVED, STEPS, resumable_copy, states

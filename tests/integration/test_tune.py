@@ -12,9 +12,9 @@ import ray
 from mlflow import MlflowClient
 from torch import equal
 
-from mmtrain.export import load_bundle
+from mmtrain.bundle import load_bundle
+from mmtrain.process.errors import RunFailedError
 from mmtrain.recipe import Recipe, load_recipe
-from mmtrain.run_errors import RunFailedError
 from mmtrain.train import build_corpora, train
 from mmtrain.tuning.run import run_sweep
 from mmtrain.tuning.sweep import LogUniform, SweepConfig, SweepError

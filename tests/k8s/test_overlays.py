@@ -15,9 +15,9 @@ import yaml
 from mlflow.cli import cli as mlflow_command
 from ray.serve.schema import ServeDeploySchema
 
-from mmtrain import serving
 from mmtrain.cli import app
 from mmtrain.recipe import load_recipe
+from mmtrain.serving import serve as serving
 from tests.k8s.lint import RAY_KINDS, lint
 from tests.k8s.render import canonical, containers, render
 from tests.mmtrain.example_bundle import example_bundle
@@ -183,7 +183,7 @@ def test_the_service_names_an_application_that_there_is(objects):
     service = next(one for one in objects if one["kind"] == "RayService")
     config = ServeDeploySchema(**yaml.safe_load(service["spec"]["serveConfigV2"]))
     (application,) = config.applications
-    assert application.import_path == "mmtrain.serving:application"
+    assert application.import_path == "mmtrain.serving.serve:application"
     assert application.name == serving.APP
     assert serving.Served.model_validate(application.args).models == (
         "models:/quickstart@champion",

@@ -3,7 +3,7 @@
 from functools import cache
 from pathlib import Path
 
-from mmtrain.export import Lineage, bundle_task, save_bundle
+from mmtrain.bundle import Lineage, bundle_task, save_bundle
 from mmtrain.modalities import image
 from mmtrain.models import multimodel
 from mmtrain.models.model import ModelConfig, MultiTaskModel, TaskSpec, build_model

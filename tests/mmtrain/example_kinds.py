@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mmtrain.export import Lineage, bundle_task, save_bundle
+from mmtrain.bundle import Lineage, bundle_task, save_bundle
 from mmtrain.modalities import elements, image_patches, linear, video_tubelets
 from mmtrain.models import polyvit
 from mmtrain.models.model import ModelConfig, TaskSpec, build_model, net_of

@@ -8,13 +8,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from mmtrain.bundle import Bundle, Lineage, bundle_task, load_bundle, save_bundle
 from mmtrain.engines import EngineConfig
-from mmtrain.export import Bundle, Lineage, bundle_task, load_bundle, save_bundle
+from mmtrain.engines.optim import OptimizerConfig
+from mmtrain.masks.attach import add_masks
+from mmtrain.masks.config import PruningConfig
 from mmtrain.models import resnet
 from mmtrain.models.model import ModelConfig, MultiTaskModel, TaskSpec, build_model
-from mmtrain.optim import OptimizerConfig
-from mmtrain.pruning.attach import add_masks
-from mmtrain.pruning.config import PruningConfig
 from mmtrain.recipe import Recipe
 from pipelines.modalities.image import ImageFeature, to_png
 from pipelines.modalities.label import LabelFeature

@@ -7,7 +7,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from mmtrain.export import BundleTask, Lineage, save_bundle
+from mmtrain.bundle import BundleTask, Lineage, save_bundle
 from mmtrain.modalities import audio_patches, image_patches, video_tubelets
 from mmtrain.models import polyvit
 from mmtrain.models.model import ModelConfig, MultiTaskModel, TaskSpec, build_model

@@ -1,6 +1,6 @@
 """Results of two tasks, one better and one worse than its baseline, for tests of what is drawn."""
 
-from mmtrain.results import Results, Sample, Score, SplitResult, run_results, task_result
+from mmtrain.evaluate.results import Results, Sample, Score, SplitResult, run_results, task_result
 
 PIXEL = "data:image/png;base64,iVBORw0KGgo="
 

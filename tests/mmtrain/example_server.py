@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from mmtrain.predictor import Predictor
-from mmtrain.server.api import build_app
-from mmtrain.server.config import ServingConfig
-from mmtrain.server.networks import Network, Networks
+from mmtrain.predict.predictor import Predictor
+from mmtrain.serving.api import build_app
+from mmtrain.serving.config import ServingConfig
+from mmtrain.serving.networks import Network, Networks
 from pipelines.modalities.audio import to_wav
 from tests.mmtrain import example_kinds
 from tests.mmtrain.example_bundle import example_bundle

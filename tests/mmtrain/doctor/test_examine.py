@@ -11,7 +11,8 @@ from typer.testing import CliRunner
 
 from mmtrain.cli import app
 from mmtrain.doctor import machine, software, surroundings
-from mmtrain.doctor.examine import Finding, Subject, all_checks, examine, is_well
+from mmtrain.doctor.examine import all_checks, examine, is_well
+from mmtrain.doctor.findings import Finding, Subject
 from tests.waiting import BUSY_S, SOON_S
 
 

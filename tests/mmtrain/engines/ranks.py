@@ -18,15 +18,16 @@ from fsspec.implementations.local import LocalFileSystem
 from torch.nn import functional
 from toy import ADAM, MOMENTA, SGD, STALE, ToyModel, global_batch, task_of, toy_model, train
 
-from mmtrain import checkpoint, checkpoint_files
+from mmtrain import checkpoint
 from mmtrain.checkpoint import CheckpointError, Progress
-from mmtrain.checkpoint_manifest import to_manifest
+from mmtrain.checkpoint import files as checkpoint_files
+from mmtrain.checkpoint.manifest import to_manifest
 from mmtrain.engines import EngineConfig, EngineError, build_engine
-from mmtrain.gradients import build_gradients
 from mmtrain.losses import cross_entropy, weight_decay_loss
 from mmtrain.modalities import image
 from mmtrain.models import multimodel, resnet
 from mmtrain.models.model import ModelConfig, TaskSpec, build_model
+from mmtrain.step.gradients import build_gradients
 
 LAYOUTS = {
     "torch": EngineConfig(name="torch"),

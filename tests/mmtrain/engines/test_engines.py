@@ -1,6 +1,3 @@
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
@@ -16,9 +13,16 @@ from mmtrain.engines import (
 )
 from mmtrain.engines.pieces import writers
 from mmtrain.engines.recompute import recompute_blocks
-
-sys.path.insert(0, str(Path(__file__).parent))
-from toy import ADAM, MOMENTA, SGD, STALE, global_batch, task_of, toy_model, train
+from tests.mmtrain.engines.toy import (
+    ADAM,
+    MOMENTA,
+    SGD,
+    STALE,
+    global_batch,
+    task_of,
+    toy_model,
+    train,
+)
 
 
 @pytest.mark.parametrize(

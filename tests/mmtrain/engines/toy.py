@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mmtrain.optim import OptimizerConfig
+from mmtrain.engines.optim import OptimizerConfig
 
 TASKS = ("red", "blue")
 ADAM = OptimizerConfig(learning_rate=1e-2, clip_norm=0.5, weight_decay=0.01, warmup_steps=0)

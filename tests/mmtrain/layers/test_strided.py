@@ -13,7 +13,7 @@ from mmtrain.layers.strided import GridFilters
 from mmtrain.planning.footprint import StepTracer
 from mmtrain.planning.longest import LongestBatch, longest_batches
 from mmtrain.recipe import load_recipe, recipe_functions
-from mmtrain.runs import task_specs
+from mmtrain.run.model import task_specs
 
 torch.set_num_threads(1)
 

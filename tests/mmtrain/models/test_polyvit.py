@@ -6,12 +6,12 @@ from torch.testing import assert_close
 from transformers import ViTConfig, ViTModel
 
 from mmtrain.engines import EngineConfig, build_engine
+from mmtrain.engines.optim import OptimizerConfig
 from mmtrain.engines.recompute import recompute_blocks
 from mmtrain.layers.patches import InputSizeError
 from mmtrain.modalities import image_patches, video_tubelets
 from mmtrain.models.model import ModelConfig, ModelError, TaskSpec, build_model, net_of
 from mmtrain.models.polyvit import BodyError, Config, depth_of, released_nets
-from mmtrain.optim import OptimizerConfig
 from pipelines.modalities.text import TextFeature
 from tests.mmtrain.models.tiny_polyvit import TASKS, example, spec, tiny_config, tiny_polyvit
 

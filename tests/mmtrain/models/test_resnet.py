@@ -4,14 +4,14 @@ from sklearn.datasets import load_digits
 from torch.testing import assert_close
 
 from mmtrain.engines import EngineConfig, build_engine
+from mmtrain.engines.optim import OptimizerConfig
 from mmtrain.layers.units import UnitGate, UnitsError, gated
 from mmtrain.losses import sigmoid_cross_entropy
+from mmtrain.masks.banks import MaskBank
+from mmtrain.masks.config import PruningConfig
 from mmtrain.modalities import elements
 from mmtrain.models.model import ModelConfig, ModelError, TaskSpec, build_model, net_of
 from mmtrain.models.resnet import BodyError, Config
-from mmtrain.optim import OptimizerConfig
-from mmtrain.pruning.config import PruningConfig
-from mmtrain.pruning.masks import MaskBank
 from pipelines.modalities.image import ImageFeature
 from tests.mmtrain.models.tiny_resnet import (
     TASKS,

@@ -8,7 +8,6 @@ from typer.testing import CliRunner
 
 from mmtrain.cli import app
 from mmtrain.engines import EngineConfig, EngineError, check_combination
-from mmtrain.fitting import fitted
 from mmtrain.models.model import TaskSpec, build_model
 from mmtrain.planning.amounts import AmountError, parse_bytes, parse_resources
 from mmtrain.planning.estimate import plan_run, resources_of
@@ -18,7 +17,7 @@ from mmtrain.planning.refusals import combinations, why_refused
 from mmtrain.planning.traffic import step_traffic
 from mmtrain.planning.zero_memory import Parameter, rank_memory, sizes_of
 from mmtrain.recipe import Recipe, load_recipe, override
-from mmtrain.runs import task_specs
+from mmtrain.run.model import fitted, task_specs
 from tests.mmtrain.example_kinds import TASKS
 
 NOWHERE = Path("/nowhere")

@@ -19,13 +19,12 @@ import pytest
 from mlflow import MlflowClient
 from typer.testing import CliRunner
 
-from mmtrain import model_registry
+from mmtrain.bundle import BundleError, load_bundle
 from mmtrain.cli import app
-from mmtrain.export import BundleError, load_bundle
-from mmtrain.extract import extract_and_register, open_model
-from mmtrain.model_registry import RegistryError, register
-from mmtrain.prune import Asked, prune_and_register
+from mmtrain.derive.extract import extract_and_register, open_model
+from mmtrain.derive.prune import Asked, prune_and_register
 from mmtrain.registry.promotion import RequirementError
+from mmtrain.registry.register import record, register
 from mmtrain.registry.tables import recipe_differences
 from mmtrain.registry.versions import (
     download,
@@ -35,7 +34,9 @@ from mmtrain.registry.versions import (
     read_version,
     registry_uri,
 )
-from mmtrain.tracking import Tracker, TrackingConfig
+from mmtrain.store.config import TrackingConfig
+from mmtrain.store.models import RegistryError
+from mmtrain.store.tracking import Tracker
 from pipelines.errors import MMTrainError, UnknownNameError
 from tests.mmtrain.example_bundle import example_bundle
 from tests.mmtrain.example_corpus import shade
@@ -360,5 +361,5 @@ def wait_for(url: str, *, process: subprocess.Popen[bytes], log: Path) -> None:
 
 
 def test_metrics_measured_later_open_the_gate(uri: str):
-    model_registry.record("models:/shading/1", {"test/shades/accuracy": 20.0}, tracking_uri=uri)
+    record("models:/shading/1", {"test/shades/accuracy": 20.0}, tracking_uri=uri)
     assert promote("shading", "1", alias="ok", requirements=("accuracy>=0.2",), tracking_uri=uri)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from mmtrain.results import Results, write_results
+from mmtrain.evaluate.results import Results, write_results
 from mmtrain.tuning.score import combine_scores, measure_tasks, read_references
 from mmtrain.tuning.sweep import SweepError
 from tests.mmtrain.example_results import example_results

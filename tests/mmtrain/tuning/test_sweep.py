@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from mmtrain.recipe import Recipe, RecipeError, load_recipe
-from mmtrain.task_steps import task_steps
+from mmtrain.run.task_steps import task_steps
 from mmtrain.tuning.alone import alone_recipe, alone_sweep, joint_recipe
 from mmtrain.tuning.sweep import (
     Choice,

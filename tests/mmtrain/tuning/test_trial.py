@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mmtrain.recipe import load_recipe
-from mmtrain.tracking import TrackingConfig
+from mmtrain.store.config import TrackingConfig
 from mmtrain.tuning.trial import TrialPlan, run_segments, take_over
 from mmtrain.tuning.trials import RungPoint, read_record, trial_folder, write_record
 from tests.mmtrain.example_sweep import RATE, SIZE, example_sweep, record

@@ -7,7 +7,6 @@ import optuna
 import pytest
 from ray.tune.schedulers import ASHAScheduler
 
-from mmtrain.tune import NUMBER, STEP, build_scheduler, build_search
 from mmtrain.tuning.study import (
     STUDY,
     build_sampler,
@@ -29,6 +28,7 @@ from mmtrain.tuning.trials import (
     trial_folder,
     write_record,
 )
+from mmtrain.tuning.tune import NUMBER, STEP, build_scheduler, build_search
 from tests.mmtrain.example_sweep import RATE, SIZE, example_sweep, record
 
 TWO = ("score", "parameters")

@@ -1,0 +1,1 @@
+"""Cutting a trained model to a subset: slices, recalibration, budgets, operations counted."""

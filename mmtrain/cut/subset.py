@@ -1,0 +1,147 @@
+"""Subsets: what a user asks a smaller model for, as basis subtasks, tasks and classes."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from mmtrain.masks.subtasks import Subtasks
+from pipelines.errors import MMTrainError, UnknownNameError
+from pipelines.modalities import Feature
+
+
+class SubsetError(MMTrainError):
+    """Subtasks or classes that make no subset."""
+
+
+@dataclass(frozen=True, slots=True)
+class Subset:
+    """What a smaller model is for.
+
+    Args:
+        subtasks: basis subtasks whose masks are united.
+        tasks: tasks that it answers.
+        classes: ids of the classes that stay, ascending, of tasks that subtasks divide.
+        names: the same classes by name, where not all of the subtasks' own are asked for.
+    """
+
+    subtasks: tuple[str, ...]
+    tasks: tuple[str, ...]
+    classes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+        """What tells this subset from others of the same model."""
+        return (self.subtasks, self.tasks, self.names)
+
+    @property
+    def alias(self) -> str:
+        """What a registry may call it: letters, digits, "_" and "-"."""
+        parts = ["subset", "_".join(self.subtasks)]
+        parts += ["classes", "_".join(self.names)] if self.names else []
+        return re.sub(r"[^A-Za-z0-9_-]", "-", "-".join(parts))
+
+    def __str__(self) -> str:
+        said = ", ".join(self.subtasks)
+        return f"{said} (classes {', '.join(self.names)})" if self.names else said
+
+
+def choose_subset(
+    subtasks: Subtasks,
+    *,
+    targets: Mapping[str, Feature],
+    names: Sequence[str],
+    classes: Sequence[str] = (),
+) -> Subset:
+    """The subset of these subtasks and classes.
+
+    Args:
+        subtasks: of the trained model.
+        targets: what the targets of each task hold.
+        names: basis subtasks; none: those that the classes are in.
+        classes: of the one task that subtasks divide, by name or number, or as "task:class"; none:
+            all that the subtasks have.
+
+    Raises:
+        UnknownNameError: there is no such subtask or class.
+        SubsetError: nothing is named, or a class is not in the subtasks.
+    """
+    for name in names:
+        if name not in subtasks.parts:
+            raise UnknownNameError("subtask of the model", name, tuple(subtasks.parts))
+    if not names and not classes:
+        raise SubsetError(
+            f"the subset is empty; name subtasks of {', '.join(subtasks.parts)} (--subtasks a,b)"
+        )
+    asked = [_find_class(subtasks, targets=targets, text=text) for text in classes]
+    members = tuple(names) or tuple(_subtask_with(subtasks, *found) for found in asked)
+    chosen = tuple(name for name in subtasks.parts if name in members)  # in the model's order
+    return _subset(subtasks, chosen, asked=asked, targets=targets)
+
+
+def _subset(
+    subtasks: Subtasks,
+    chosen: tuple[str, ...],
+    *,
+    asked: Sequence[tuple[str, int]],
+    targets: Mapping[str, Feature],
+) -> Subset:
+    tasks = subtasks.tasks(chosen)
+    there = {task: subtasks.classes(chosen, task=task) for task in tasks}
+    own = {task: ids for task, ids in there.items() if ids is not None}
+    if not asked:
+        return Subset(chosen, tasks, own)
+    for task, number in asked:
+        if number not in own.get(task, ()):
+            shown = _class_names(targets[task])[number]
+            raise SubsetError(
+                f"class {shown!r} of {task} is in none of {', '.join(chosen)}; it is in "
+                f"{_subtask_with(subtasks, task, number)}"
+            )
+    left = {task: tuple(sorted({n for t, n in asked if t == task})) for task in own}
+    left = {task: left[task] or own[task] for task in own}
+    if left == own:
+        return Subset(chosen, tasks, own)
+    names = tuple(_class_names(targets[task])[n] for task, ids in left.items() for n in ids)
+    return Subset(chosen, tasks, left, names)
+
+
+def _find_class(
+    subtasks: Subtasks, *, targets: Mapping[str, Feature], text: str
+) -> tuple[str, int]:
+    """Task and id of a class, given as "class", or where that says too little "task:class"."""
+    divided = tuple(subtasks.num_classes)
+    if not divided:
+        raise SubsetError(
+            f"class {text!r}: the model's subtasks are whole tasks, which have no classes to "
+            "choose from; leave --classes out"
+        )
+    first, *others = divided
+    task, colon, name = text.rpartition(":")
+    if colon and task not in divided:
+        raise UnknownNameError("task with classes to choose from", task, divided)
+    if not colon and others:
+        raise SubsetError(
+            f"class {text!r}: of which task? write {first}:{text}; "
+            f"classes can be chosen of {', '.join(divided)}"
+        )
+    task = task or first
+    known = _class_names(targets[task])
+    if name in known:
+        return task, known.index(name)
+    if name.isdecimal() and int(name) < len(known):
+        return task, int(name)
+    raise UnknownNameError(f"class of task {task}", name, known)
+
+
+def _subtask_with(subtasks: Subtasks, task: str, number: int) -> str:
+    """The first basis subtask that has a class."""
+    for name, parts in subtasks.parts.items():
+        if task in parts and ((ids := parts[task]) is None or number in ids):
+            return name
+    raise SubsetError(f"class {number} of {task} is in no subtask, so no masks keep it")
+
+
+def _class_names(feature: Feature) -> tuple[str, ...]:
+    names: tuple[str, ...] = feature.classes  # type: ignore[attr-defined]  # its kind has them
+    return names

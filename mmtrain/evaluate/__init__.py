@@ -1,0 +1,1 @@
+"""What a model is worth: metrics, their trivial baselines, results and samples."""

@@ -1,0 +1,1 @@
+"""The page and the figures that a person looks at."""

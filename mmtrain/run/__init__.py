@@ -1,0 +1,1 @@
+"""One run: its folder, what is settled before workers start, its log and progress."""

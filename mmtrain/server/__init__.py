@@ -1,1 +1,0 @@
-"""Serving behind HTTP: what one replica is made of; `mmtrain.serving` starts it on Ray Serve."""

@@ -1,0 +1,1 @@
+"""Answers over HTTP: networks, requests in batches, the page at /."""

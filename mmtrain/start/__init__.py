@@ -1,0 +1,1 @@
+"""What a run starts from: ViT checkpoints, runs, bundles."""

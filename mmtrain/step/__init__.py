@@ -1,0 +1,1 @@
+"""One step of training: batches, masked passes, objective, gradients, rates, decisions."""

@@ -1,0 +1,120 @@
+"""The objective: what a micro-batch adds to the loss of its step, as a rank's share of a sum."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from mmtrain import losses
+from mmtrain.engines import Engine
+from mmtrain.engines.ranks import Ranks, sum_over_ranks, to_tensors
+from mmtrain.losses import LossSum
+from mmtrain.losses.balancing import uncertain_loss
+from mmtrain.losses.mixup import mix_inputs, mixed_loss
+from mmtrain.masks.objective import subtask_loss
+from mmtrain.models.model import MultiTaskModel, Outputs
+from mmtrain.recipe import Recipe
+from mmtrain.step.passes import Pass
+from mmtrain.step.rates import StepRates
+from pipelines.batch import Batch
+from pipelines.task import Task
+
+
+@dataclass(frozen=True, slots=True)
+class MicroLoss:
+    """What a pass of a micro-batch gave.
+
+    Args:
+        share: this rank's share of the step's loss; shares of ranks, micro-batches and passes sum
+            to it.
+        loss: the task's loss alone, summed over targets; of several passes, each has its part.
+        outputs: of the model.
+    """
+
+    share: Tensor
+    loss: LossSum
+    outputs: Outputs
+
+
+def count_targets(micros: Sequence[Batch], recipe: Recipe, ranks: Ranks) -> dict[str, Tensor]:
+    """Targets of a step by task, over all ranks and micro-batches: one collective a step."""
+    counts = dict.fromkeys((micro.task for micro in micros), 0)
+    for micro in micros:
+        task = recipe.tasks[micro.task]
+        counts[micro.task] += losses.target_count(
+            task.loss or task.targets.loss,
+            micro.targets,
+            is_sequence=task.targets.num_outputs is None,
+        )
+    summed = sum_over_ranks(torch.tensor(list(counts.values()), device=ranks.device))
+    return dict(zip(counts, summed.clamp(min=1), strict=True))
+
+
+def micro_loss(
+    engine: Engine,
+    micro: Batch,
+    recipe: Recipe,
+    ranks: Ranks,
+    *,
+    num_targets: Mapping[str, Tensor],
+    rates: StepRates,
+    masked: Pass,
+) -> MicroLoss:
+    """A micro-batch through the model and its task's loss.
+
+        L = sum over tasks of  scale * (weight * sum of loss / targets + L_moe + L_decay)
+
+    The last two are means over ranks and micro-batches; MultiModel, arXiv:1706.05137, and its code.
+    With masks it is a weighted mean over passes, each with the price of its units beside the last.
+
+    Args:
+        engine: whose model computes.
+        micro: this rank's micro-batch.
+        recipe: the run's.
+        ranks: all that train.
+        num_targets: of the step by task, over all micro-batches and ranks.
+        rates: of the step; they have the scale.
+        masked: the pass, for which the model has its masks.
+    """
+    task, tensors = recipe.tasks[micro.task], to_tensors(micro, ranks.device)
+    parts = recipe.engine.accumulation * ranks.world_size
+    mix = mix_inputs(tensors, alpha=task.mixup, key=(recipe.seed, micro.step, micro.task))
+    outputs = engine.forward(task=micro.task, **mix.tensors)
+    loss = mixed_loss(lambda targets: _loss(task, outputs.logits, targets, masked=masked), mix)
+    beside = (
+        outputs.auxiliary_loss if masked.price is None else outputs.auxiliary_loss + masked.price
+    )
+    model = cast(MultiTaskModel, engine.model)
+    if decay := recipe.optimizer.weight_decay_loss:
+        beside = beside + losses.weight_decay_loss(model.trained_by(micro.task), weight=decay)
+    beside = beside / parts
+    own = task.loss_weight * loss.total / num_targets[micro.task]
+    if recipe.balancing == "uncertainty":
+        own = uncertain_loss(own, model=model, task=micro.task, parts=parts)
+    share = masked.share * rates.loss_scales[micro.task] * (own + beside)
+    return MicroLoss(share, _part(loss, masked.part), outputs)
+
+
+def _loss(task: Task, logits: Tensor, targets: Tensor, *, masked: Pass) -> LossSum:
+    """The task's loss, or where its classes are divided, that within the pass's classes."""
+    if masked.classes is not None:
+        return subtask_loss(
+            logits,
+            targets,
+            classes=masked.classes,
+            beta=masked.beta,
+            label_smoothing=task.label_smoothing,
+        )
+    return losses.task_loss(
+        task.loss or task.targets.loss,
+        logits,
+        targets,
+        label_smoothing=task.label_smoothing,
+        groups=task.targets.output_groups,
+    )
+
+
+def _part(loss: LossSum, part: float) -> LossSum:
+    return loss if part == 1 else LossSum(loss.total * part, loss.count * part)

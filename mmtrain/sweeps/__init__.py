@@ -1,1 +1,0 @@
-"""Sweeps: each public function of a module here takes a `Recipe` and returns a `SweepConfig`."""

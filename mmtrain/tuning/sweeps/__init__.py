@@ -1,0 +1,1 @@
+"""Ready-made sweeps: what is searched, as data."""
