@@ -119,7 +119,7 @@ class Served(BaseModel):
 
 
 def application(args: Served) -> Any:
-    """The app for `serve deploy` and a RayService: `import_path: mmtrain.serving.serve:application`.
+    """The app for `serve deploy` and a RayService (`mmtrain.serving.serve:application`).
 
     Its name must be `mmtrain`. The token that requests must bring is the variable MMTRAIN_TOKEN's.
     """
