@@ -33,8 +33,8 @@ CONFIG = TrackingConfig(interval_s=0.05, timeout_s=REQUEST_S, retry_s=0.2)
 
 COMMAND_S = 90.0  # of a command that starts Python, imports MLflow and asks for REQUEST_S twice
 COMMAND = f"""
-import mmtrain.mlflow_client
-mmtrain.mlflow_client.REQUEST_S = {REQUEST_S}
+import mmtrain.store.client
+mmtrain.store.client.REQUEST_S = {REQUEST_S}
 from mmtrain.cli import main
 main()
 """
