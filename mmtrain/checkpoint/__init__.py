@@ -9,7 +9,6 @@ were to be: any number of them, any ZeRO stage and any `ep_size` can load it.
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +156,7 @@ def _publish(filesystem: Any, path: str, *, engine: Engine, progress: Progress) 
         body = {
             "schema": SCHEMA,
             "world_size": engine.world_size,
-            "progress": asdict(progress),
+            "progress": progress.model_dump(mode="json", by_alias=True),
             "files": files,
             "tensors": num_tensors,
         }

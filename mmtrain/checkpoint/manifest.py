@@ -8,7 +8,6 @@ what every save writes: all keys, a part of each rank, the step that the folder 
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,49 +21,46 @@ FILE_NAME = re.compile(r"(?P<kind>weights|rng|part)-(?P<rank>\d{5})(?:-(?P<numbe
 SUFFIX = {"weights": ".safetensors", "rng": ".safetensors", "part": ".json"}
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_by_name=True)
+
+
+class Progress(_Strict):
     """How far a run is: all that a resumed run needs beside the parameters.
 
     Args:
         step: optimizer steps taken; the next one has this number.
         cursors: global batches taken of each task.
-        recipe: the run's recipe as JSON.
+        recipe_json: the run's recipe; the manifest calls it `recipe`.
         run_id: MLflow run that a resumed run goes on in.
         mixing: what an adaptive schedule knows, a `Mixing` as JSON; else empty.
         corpora: digest of the training split that each task's cursor counts in.
     """
 
     step: int
-    cursors: Mapping[str, int] = field(default_factory=dict)
-    recipe: str = ""
+    cursors: Mapping[str, int] = {}
+    recipe_json: str = Field(default="", validation_alias="recipe", serialization_alias="recipe")
     run_id: str = ""
-    mixing: Mapping[str, Any] = field(default_factory=dict)
-    corpora: Mapping[str, str] = field(default_factory=dict)
+    mixing: Mapping[str, Any] = {}
+    corpora: Mapping[str, str] = {}
 
 
-class FileFacts(BaseModel):
+class FileFacts(_Strict):
     """A file as it was written."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     bytes: int = Field(ge=1)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class PartIndex(BaseModel):
+class PartIndex(_Strict):
     """What one rank wrote."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     files: dict[str, FileFacts]
     tensors: int | None = Field(default=None, ge=0, description="In the files; None: schema 1.")
 
 
-class Manifest(BaseModel):
+class Manifest(_Strict):
     """All of a checkpoint: every file with its facts, and the run's progress."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     format: int = Field(alias="schema")
     world_size: int = Field(

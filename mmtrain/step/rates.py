@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from mmtrain.engines.optim import OptimizerConfig
-from mmtrain.recipe import Recipe
 from pipelines.errors import MMTrainError
 from pipelines.task import Task
 
@@ -71,13 +70,6 @@ def on_one_clock(
     if not named:
         return config
     return config.model_copy(update={"warmup_steps": round(sum(named) / tasks_per_step)})
-
-
-def run_optimizer(recipe: Recipe) -> OptimizerConfig:
-    """The optimizer's config with the warm-up of the whole run."""
-    tasks = recipe.tasks.values()
-    together = len(tasks) if recipe.schedule.name == "accumulating" else 1
-    return on_one_clock(recipe.optimizer, tasks, tasks_per_step=together)
 
 
 def learning_rate(

@@ -32,6 +32,10 @@ def engine_of(seed=0):
     return build_engine(EngineConfig(name="torch"), model=toy_model(seed), optimizer=SGD)
 
 
+def progress_of(step):
+    return Progress(step=step, cursors={"red": step}, recipe_json="{}", run_id="r")
+
+
 def bits(engine):
     return {
         f"{state.name}/{key}": (state.step, value.numpy().tobytes())
@@ -51,7 +55,9 @@ def saved(tmp_path, engine):
     for step in (2, 4):
         train(engine, first=step - 2, last=step)
         save(
-            tmp_path, engine=engine, progress=Progress(step, {"red": step}, recipe="{}", run_id="r")
+            tmp_path,
+            engine=engine,
+            progress=Progress(step=step, cursors={"red": step}, recipe_json="{}", run_id="r"),
         )
     return tmp_path
 
@@ -65,9 +71,16 @@ def test_resumed_equals_straight_to_the_bit(saved, engine):
     ref = latest(saved)
     assert ref is not None
     progress = restore(ref, engine=other)
-    assert progress == Progress(4, {"red": 4}, recipe="{}", run_id="r")
+    assert progress == progress_of(4)
     assert train(other, first=4, last=8) == train(engine, first=4, last=8)
     assert bits(other) == bits(engine)
+
+
+def test_a_manifest_keeps_the_recipe_under_the_key_that_older_checkpoints_have(saved):
+    body = json.loads((newest(saved) / "manifest.json").read_bytes())["body"]
+    assert body["progress"] == {
+        "step": 4, "cursors": {"red": 4}, "recipe": "{}", "run_id": "r", "mixing": {}, "corpora": {}
+    }  # fmt: skip
 
 
 def test_restoring_leaves_random_states_alone(saved, engine):
@@ -101,7 +114,9 @@ def test_a_checkpoint_of_before_with_random_states_and_no_digests_still_loads(sa
     assert ref is not None
     assert ref.step == 4
     other = engine_of(seed=9)
-    assert restore(ref, engine=other) == Progress(4, {"red": 4}, recipe="{}", run_id="r")
+    assert restore(ref, engine=other) == Progress(
+        step=4, cursors={"red": 4}, recipe_json="{}", run_id="r"
+    )
     assert bits(other) == bits(engine)
 
 
