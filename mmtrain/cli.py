@@ -5,7 +5,6 @@ Heavy imports stand inside the commands, so that help and mistakes answer at onc
 """
 
 import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,13 +18,17 @@ from mmtrain.commands.options import (
     Address,
     AsJson,
     DataDir,
+    Quiet,
     Settings,
     TaskNames,
+    Verbose,
     console,
     errors,
+    set_loudness,
+    with_loudness,
 )  # fmt: skip
 from mmtrain.commands.printing import print_built, print_exported, print_extracted, print_run
-from mmtrain.process import termination
+from mmtrain.process import logs, termination
 from mmtrain.process.deadline import leave
 from pipelines.errors import MMTrainError, UnknownNameError, first_problem
 
@@ -50,6 +53,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+@app.callback()
+def loudness(verbose: Verbose = False, quiet: Quiet = False) -> None:
+    set_loudness(verbose=verbose, quiet=quiet)  # its help is the app's
 
 
 @app.command()
@@ -300,6 +308,7 @@ app.command(
     "submit", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
 )(jobs.submit)
 app.add_typer(jobs.jobs, name="jobs")
+with_loudness(app)
 
 
 def _names(text: str | None) -> tuple[str, ...]:
@@ -324,8 +333,7 @@ def _choose_recipe(
 
 def main() -> None:
     """Entry point: the user's mistakes are one line and a non-zero exit, never a traceback."""
-    for chatty in ("mlflow", "alembic", "ray", "deepspeed", "DeepSpeed"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logs.set_up()
     termination.interrupt_on_sigterm()
     try:
         app()  # Typer itself answers a wrong option, and an interrupt, in one line

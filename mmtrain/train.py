@@ -4,11 +4,11 @@ Which examples a step sees, its dropout and its gate noise are functions of (see
 never of what ran before; so a resumed run needs the parameters, the step and one integer a task.
 """
 
-import logging
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +20,13 @@ from rich.console import Console
 
 from mmtrain import checkpoint
 from mmtrain.checkpoint import Progress
-from mmtrain.cluster import cluster_of, read_board
+from mmtrain.cluster import cluster_of, read_board, wait_for_board
 from mmtrain.engines import build_engine
 from mmtrain.engines.ranks import Ranks, check_same_batches, gather_ids, seed_step
-from mmtrain.files import BUNDLE, CHECKPOINTS
+from mmtrain.files import BUNDLE, CHECKPOINTS, LOG
 from mmtrain.losses.balancing import add_log_variances
 from mmtrain.process.errors import RunInterruptedError
+from mmtrain.process.logs import LogFile, hush, relayed
 from mmtrain.process.termination import interruption
 from mmtrain.recipe import Recipe
 from mmtrain.run.components import (
@@ -263,8 +264,15 @@ def run_workers(job: Job, recipe: Recipe, *, console: Console) -> None:
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
-    with ProgressDisplay(lambda: read_board(board), console=console):
+    hush("ray.train")
+
+    def latest() -> RunProgress | None:
+        progress, records = read_board(board) or (None, [])
+        for record in records:
+            log_file.take(record)
+        return progress
+
+    with LogFile(job.out / LOG) as log_file, ProgressDisplay(latest, console=console):
         try:
             trainer.fit()
         except (KeyboardInterrupt, SystemExit):  # Ray's answer to Ctrl-C is a silent exit
@@ -278,18 +286,28 @@ def run_workers(job: Job, recipe: Recipe, *, console: Console) -> None:
 
 
 class ProgressBoard:
-    """Holds the newest progress between rank 0 and the driver; an actor."""
+    """Holds the newest progress, and what ranks logged, until the driver looks; an actor."""
 
     def __init__(self) -> None:
         self._progress: RunProgress | None = None
+        self._records: list[LogRecord] = []
 
     def write(self, progress: RunProgress) -> None:
         """Rank 0 posts."""
         self._progress = progress
 
-    def read(self) -> RunProgress | None:
-        """The driver looks."""
-        return self._progress
+    def log(self, record: LogRecord) -> None:
+        """A rank logs."""
+        self._records.append(record)
+
+    def read(self) -> tuple[RunProgress | None, list[LogRecord]]:
+        """The driver looks; it gets each record once."""
+        records, self._records = self._records, []
+        return self._progress, records
+
+    def is_there(self) -> bool:
+        """True: calls are answered in order, so what the caller told before has been taken."""
+        return True
 
 
 def _worker(config: dict[str, Any]) -> None:
@@ -298,10 +316,13 @@ def _worker(config: dict[str, Any]) -> None:
     if failure_of(job):
         return  # another rank, or this one before a restart, left word of why
     try:
-        train_worker(job, board.write.remote)
+        with relayed(board.log.remote, rank=Ranks.current(use_gpu=False).rank):
+            train_worker(job, board.write.remote)
     except MMTrainError as error:
         write_failure(job, error)
         raise
     except Exception:
         note_error(job.out, traceback.format_exc())
         raise
+    finally:
+        wait_for_board(board)

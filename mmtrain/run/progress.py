@@ -19,6 +19,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mmtrain.process.logs import is_quiet
+
 
 @dataclass(frozen=True, slots=True)
 class TaskProgress:
@@ -91,7 +93,8 @@ class PolledDisplay(ABC):
     """
 
     def __init__(self, *, console: Console, poll_every_s: float) -> None:
-        self._console, self._poll_every_s = console, poll_every_s
+        self._console = Console(quiet=True) if is_quiet() else console
+        self._poll_every_s = poll_every_s
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._draw, name="progress", daemon=True)
 
@@ -173,6 +176,7 @@ def build_display(console: Console) -> Iterator[Callable[[str, int, int], None]]
 
     Where there is no terminal, a line when a task is done.
     """
+    console = Console(quiet=True) if is_quiet() else console
     if not console.is_terminal:
         yield (
             lambda task, done, total: (
