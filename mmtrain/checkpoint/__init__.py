@@ -261,17 +261,6 @@ def agree(folder: str | Path, *, member: Member) -> CheckpointRef | None:
     return CheckpointRef(filesystem.unstrip_protocol(path), chosen.step, chosen.digest)
 
 
-def verify(ref: CheckpointRef) -> None:
-    """Reads all files of a checkpoint and compares them with its manifest.
-
-    Raises:
-        CheckpointError: names the file that is missing or changed.
-        FileReadError: a file cannot be read.
-    """
-    if check_all(*open_folder(ref.uri)).digest != ref.digest:
-        raise CheckpointError(f"{ref.uri}/{MANIFEST} has changed since it was opened")
-
-
 def read_progress(ref: CheckpointRef) -> Progress:
     """The progress that the checkpoint was saved with.
 

@@ -59,7 +59,7 @@ class PartIndex(_Strict):
     tensors: int | None = Field(default=None, ge=0, description="In the files; None: schema 1.")
 
 
-class Manifest(_Strict):
+class CheckpointManifest(_Strict):
     """All of a checkpoint: every file with its facts, and the run's progress."""
 
     format: int = Field(alias="schema")
@@ -107,7 +107,7 @@ def to_manifest(body: Mapping[str, Any]) -> bytes:
     return to_json({"body": body, "sha256": sha256(to_json(body))})
 
 
-def from_manifest(data: bytes, *, path: str) -> Manifest:
+def from_manifest(data: bytes, *, path: str) -> CheckpointManifest:
     """A manifest, checked: its own digest, its schema, and that it is complete.
 
     Args:
@@ -128,7 +128,7 @@ def from_manifest(data: bytes, *, path: str) -> Manifest:
     if schema not in (SCHEMA, *OLDER):
         raise CheckpointError(f"{path}/{MANIFEST} has schema {schema}, this is {SCHEMA}")
     try:
-        manifest = Manifest.model_validate_json(to_json(body))
+        manifest = CheckpointManifest.model_validate_json(to_json(body))
     except ValidationError as error:
         raise CheckpointError(f"{path}/{MANIFEST} is damaged: {first_problem(error)}") from None
     if problem := _problem(manifest, step=folder_step(path)):
@@ -148,7 +148,7 @@ def from_part(data: bytes, *, path: str) -> PartIndex:
         raise CheckpointError(f"{path} is damaged: {first_problem(error)}") from None
 
 
-def _problem(manifest: Manifest, *, step: int | None) -> str | None:
+def _problem(manifest: CheckpointManifest, *, step: int | None) -> str | None:
     """What a manifest of a right digest lacks or has too much of."""
     for name in manifest.files:
         found = FILE_NAME.fullmatch(name)

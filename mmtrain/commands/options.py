@@ -17,6 +17,7 @@ from mmtrain.process import logs
 console = Console()
 errors = Console(stderr=True)
 
+ModelName = Annotated[str, typer.Argument(help="Run folder, bundle folder or models:/NAME@ALIAS.")]
 DataDir = Annotated[Path, typer.Option("--data", help="Folder of corpora and shards.")]
 Settings = Annotated[
     list[str] | None,
@@ -29,6 +30,12 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for a program 
 TaskNames = Annotated[
     list[str] | None, typer.Option("--task", help="Only this task; may be given several times.")
 ]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace what is in --out.")]
+Registry = Annotated[
+    str | None, typer.Option(help="MLflow URI of the registry; default: MODEL's own.")
+]
+RegisteredName = Annotated[str | None, typer.Option(help="Register it under this name.")]
 Verbose = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show what is done, and warnings of libraries.")
 ]

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from logging.handlers import QueueHandler
 from pathlib import Path
-from types import TracebackType
 from typing import Literal, Self
 
 from mmtrain.process.line_file import LineFile
@@ -116,12 +115,7 @@ class LogFile(logging.Handler):
             root.addHandler(handler)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for handler in (self, *self._others):
             logging.getLogger().removeHandler(handler)
         self._lines.close()

@@ -90,18 +90,10 @@ def learning_rate(
         return rate * warm_cosine_factor(config, step=step, num_steps=num_steps)
     if step < config.warmup_steps:
         return rate * (step + 1) / config.warmup_steps
-    fall = {"constant": constant_factor, "linear": linear_factor, "cosine": cosine_factor}
-    return rate * fall[config.schedule](_decayed_share(config, step=step, num_steps=num_steps))
-
-
-def constant_factor(share: float) -> float:
-    """1, whatever share of the decay has passed."""
-    return 1.0
-
-
-def linear_factor(share: float) -> float:
-    """From 1 down to 0 in a straight line."""
-    return 1.0 - share
+    if config.schedule == "constant":
+        return rate
+    share = _decayed_share(config, step=step, num_steps=num_steps)
+    return rate * (1.0 - share if config.schedule == "linear" else cosine_factor(share))
 
 
 def cosine_factor(share: float) -> float:

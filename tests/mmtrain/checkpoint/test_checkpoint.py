@@ -13,7 +13,6 @@ from mmtrain.checkpoint import (
     read_progress,
     restore,
     save,
-    verify,
 )
 from mmtrain.checkpoint import files as checkpoint_files
 from mmtrain.checkpoint.files import file_facts
@@ -162,8 +161,6 @@ def test_a_cut_file_and_a_longer_one_are_refused_by_name(saved):
     for other in (data[:-1], data + b"\0"):
         path.write_bytes(other)
         with pytest.raises(CheckpointError, match=r"weights-00000-00000.safetensors has changed"):
-            verify(ref)
-        with pytest.raises(CheckpointError, match=r"weights-00000-00000.safetensors has changed"):
             restore(ref, engine=engine_of())
 
 
@@ -231,7 +228,7 @@ def test_a_second_save_of_a_step_is_newer_and_leaves_the_first_alone(saved, engi
     first = latest(saved)
     second = save(saved, engine=engine, progress=Progress(step=4, run_id="again"))
     assert first is not None
-    verify(first)
+    assert list(checkpoint.states(first))  # each file is checked as it is read
     assert latest(saved) == second
     assert read_progress(second).run_id == "again"
 
