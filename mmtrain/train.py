@@ -8,7 +8,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from logging import LogRecord
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +42,7 @@ from mmtrain.run.job import Job, TrainedRun
 from mmtrain.run.model import fitted, recipe_model
 from mmtrain.run.preflight import check_resources
 from mmtrain.run.prepare import prepare_run
-from mmtrain.run.progress import ProgressDisplay, RunProgress, build_display
+from mmtrain.run.progress import ProgressBoard, ProgressDisplay, RunProgress, build_display
 from mmtrain.run.runlog import RunLog
 from mmtrain.run.tracked import tracked
 from mmtrain.start.initialize import start_model
@@ -283,31 +282,6 @@ def run_workers(job: Job, recipe: Recipe, *, console: Console) -> None:
             raise_failure(job)
             raise lost_run(job, error, max_failures=recipe.max_failures) from error
     raise_failure(job)
-
-
-class ProgressBoard:
-    """Holds the newest progress, and what ranks logged, until the driver looks; an actor."""
-
-    def __init__(self) -> None:
-        self._progress: RunProgress | None = None
-        self._records: list[LogRecord] = []
-
-    def write(self, progress: RunProgress) -> None:
-        """Rank 0 posts."""
-        self._progress = progress
-
-    def log(self, record: LogRecord) -> None:
-        """A rank logs."""
-        self._records.append(record)
-
-    def read(self) -> tuple[RunProgress | None, list[LogRecord]]:
-        """The driver looks; it gets each record once."""
-        records, self._records = self._records, []
-        return self._progress, records
-
-    def is_there(self) -> bool:
-        """True: calls are answered in order, so what the caller told before has been taken."""
-        return True
 
 
 def _worker(config: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from logging import LogRecord
 from typing import Self
 
 from rich.console import Console, Group, RenderableType
@@ -81,6 +82,31 @@ def progress_table(progress: RunProgress) -> RenderableType:
     bar = ProgressBar(total=max(1, progress.num_steps), completed=progress.step, width=60)
     note = [Text(progress.note, style="yellow")] if progress.note else []
     return Group(headline, bar, table, *note)
+
+
+class ProgressBoard:
+    """Holds the newest progress, and what ranks logged, until the driver looks; an actor."""
+
+    def __init__(self) -> None:
+        self._progress: RunProgress | None = None
+        self._records: list[LogRecord] = []
+
+    def write(self, progress: RunProgress) -> None:
+        """Rank 0 posts."""
+        self._progress = progress
+
+    def log(self, record: LogRecord) -> None:
+        """A rank logs."""
+        self._records.append(record)
+
+    def read(self) -> tuple[RunProgress | None, list[LogRecord]]:
+        """The driver looks; it gets each record once."""
+        records, self._records = self._records, []
+        return self._progress, records
+
+    def is_there(self) -> bool:
+        """True: calls are answered in order, so what the caller told before has been taken."""
+        return True
 
 
 class PolledDisplay(ABC):
