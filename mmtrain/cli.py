@@ -4,30 +4,36 @@ What is the user's to mend ends in one line on stderr and exit status 2, without
 Heavy imports stand inside the commands, so that help and mistakes answer at once.
 """
 
-import json
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.table import Table
 
-from mmtrain.commands import doctor, jobs, models, plan, predict, serving, tune
+from mmtrain.commands import doctor, jobs, listing, models, plan, predict, serving, tune
 from mmtrain.commands.options import (
     Address,
     AsJson,
     DataDir,
+    Force,
+    ModelName,
+    Quiet,
+    RegisteredName,
+    Registry,
+    Resume,
     Settings,
     TaskNames,
+    Verbose,
     console,
     errors,
+    set_loudness,
+    with_loudness,
 )  # fmt: skip
 from mmtrain.commands.printing import print_built, print_exported, print_extracted, print_run
-from mmtrain.process import termination
+from mmtrain.process import logs, termination
 from mmtrain.process.deadline import leave
-from pipelines.errors import MMTrainError, UnknownNameError, first_problem
+from pipelines.errors import MMTrainError, first_problem
 
 if TYPE_CHECKING:
     from mmtrain.recipe import Recipe
@@ -52,6 +58,11 @@ app = typer.Typer(
 )
 
 
+@app.callback()
+def loudness(verbose: Verbose = False, quiet: Quiet = False) -> None:
+    set_loudness(verbose=verbose, quiet=quiet)  # its help is the app's
+
+
 @app.command()
 def quickstart(
     out: Annotated[
@@ -59,7 +70,7 @@ def quickstart(
     ] = None,
     data: DataDir = Path("corpora"),
     settings: Settings = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    resume: Resume = False,
     recipe: Annotated[str, typer.Option(help="Recipe to run from end to end.")] = "quickstart",
 ) -> None:
     """Build, train, evaluate, register, report: the whole way."""
@@ -70,27 +81,7 @@ def quickstart(
     )
 
 
-@app.command("list")
-def list_names(
-    kind: Annotated[
-        str,
-        typer.Argument(help="recipes, tasks, schedules, modalities, augmentations, models"),
-    ],
-    as_json: AsJson = False,
-) -> None:
-    """List what there is of a kind, a line each."""
-    from mmtrain.commands.listing import KINDS
-
-    if kind not in KINDS:
-        raise UnknownNameError("kind", kind, tuple(KINDS))
-    rows = KINDS[kind]()
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    table = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
-    for name, line in rows.items():
-        table.add_row(f"[cyan]{name}[/cyan]", line)
-    console.print(table)
+app.command("list")(listing.list_names)
 
 
 @app.command()
@@ -126,7 +117,7 @@ def train(
         str | None,
         typer.Option(help="Weights to start from: ViT folder or file, run, bundle, models:/..."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+    resume: Resume = False,
     address: Address = None,
     tracking: Annotated[
         str | None, typer.Option(help="MLflow URI; default: a file in --out.")
@@ -154,7 +145,7 @@ def train(
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(help="Run folder, bundle folder or models:/NAME@ALIAS.")],
+    model: ModelName,
     data: DataDir = Path("corpora"),
     split: Annotated[str, typer.Option(help="Split to measure on.")] = "test",
     task: TaskNames = None,
@@ -180,41 +171,36 @@ def evaluate(
 
 @app.command()
 def extract(
-    model: Annotated[str, typer.Argument(help="Run folder, bundle folder or models:/NAME@ALIAS.")],
+    model: ModelName,
     out: Annotated[Path, typer.Option(help="Folder of the smaller model.")],
     modality: Annotated[
         list[str] | None,
         typer.Option(help="Keep all tasks of this input; may be given several times."),
     ] = None,
-    task: Annotated[
-        list[str] | None, typer.Option(help="Keep this task; may be given several times.")
-    ] = None,
-    register: Annotated[str | None, typer.Option(help="Register it under this name.")] = None,
-    tracking: Annotated[
-        str | None, typer.Option(help="MLflow URI of the registry; default: MODEL's own.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is in --out.")] = False,
+    task: TaskNames = None,
+    register: RegisteredName = None,
+    tracking: Registry = None,
+    force: Force = False,
     as_json: AsJson = False,
 ) -> None:
     """Take out a model of some tasks; same answers, to the last bit."""
     from mmtrain.derive.extract import extract as extract_tasks
     from mmtrain.derive.extract import extract_and_register, open_model
 
-    opened = open_model(model, tracking_uri=tracking)
-    what: dict[str, Any] = {
-        "out": out, "tasks": task or (), "inputs": modality or (), "force": force
-    }  # fmt: skip
-    version = None
+    opened, version = open_model(model, tracking_uri=tracking), None
+    kept: dict[str, Any] = {"tasks": task or (), "inputs": modality or (), "force": force}
     if register:
-        extracted, version = extract_and_register(opened, name=register, registry=tracking, **what)
+        extracted, version = extract_and_register(
+            opened, name=register, registry=tracking, out=out, **kept
+        )
     else:
-        extracted = extract_tasks(opened, **what)
+        extracted = extract_tasks(opened, out=out, **kept)
     print_extracted(extracted, version=version, console=console, as_json=as_json)
 
 
 @app.command()
 def prune(
-    model: Annotated[str, typer.Argument(help="Run folder, bundle folder or models:/NAME@ALIAS.")],
+    model: ModelName,
     subtasks: Annotated[
         str | None, typer.Option(help="Basis subtasks that stay, e.g. a,b; default: of --classes.")
     ] = None,
@@ -233,11 +219,9 @@ def prune(
         bool, typer.Option("--measure/--no-measure", help="Compare with the whole model.")
     ] = True,
     limit: Annotated[int | None, typer.Option(min=1, help="Test examples a task at most.")] = None,
-    register: Annotated[str | None, typer.Option(help="Register it under this name.")] = None,
-    tracking: Annotated[
-        str | None, typer.Option(help="MLflow URI of the registry; default: MODEL's own.")
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is in --out.")] = False,
+    register: RegisteredName = None,
+    tracking: Registry = None,
+    force: Force = False,
     list_cuts: Annotated[
         bool, typer.Option("--list", help="List the registered cuts of MODEL; nothing is cut.")
     ] = False,
@@ -271,13 +255,13 @@ def prune(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(help="Run folder, bundle folder or models:/NAME@ALIAS.")],
+    model: ModelName,
     out: Annotated[Path, typer.Option(help="Folder to write: bundle, and TASK.onnx.")],
     onnx: Annotated[
         bool, typer.Option("--onnx", help="A graph of each task too, checked in ONNX Runtime.")
     ] = False,
     task: TaskNames = None,
-    tracking: Annotated[str | None, typer.Option(help="MLflow URI of the registry.")] = None,
+    tracking: Registry = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a model as a bundle without pickle, and as ONNX graphs."""
@@ -300,6 +284,7 @@ app.command(
     "submit", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False}
 )(jobs.submit)
 app.add_typer(jobs.jobs, name="jobs")
+with_loudness(app)
 
 
 def _names(text: str | None) -> tuple[str, ...]:
@@ -324,8 +309,7 @@ def _choose_recipe(
 
 def main() -> None:
     """Entry point: the user's mistakes are one line and a non-zero exit, never a traceback."""
-    for chatty in ("mlflow", "alembic", "ray", "deepspeed", "DeepSpeed"):
-        logging.getLogger(chatty).setLevel(logging.WARNING)
+    logs.set_up()
     termination.interrupt_on_sigterm()
     try:
         app()  # Typer itself answers a wrong option, and an interrupt, in one line

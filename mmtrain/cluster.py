@@ -10,7 +10,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +19,13 @@ from ray._private import worker as ray_worker
 from ray.autoscaler.sdk import request_resources
 from ray.exceptions import RayError, RayTaskError
 
+from mmtrain.process.environment import environment
 from mmtrain.process.termination import handlers_kept, interrupt_on_sigterm, note_sigterm
 from pipelines.errors import MMTrainError
 
 logger = logging.getLogger(__name__)
 
+_SETTINGS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "180"}  # for slow machines
 _MAX_REASON = 300  # characters of another program's message that are shown
 
 
@@ -50,7 +52,7 @@ def cluster_of(
         ClusterError: Ray does not start, no cluster answers, or one of its processes died.
     """
     joined = ray.is_initialized()
-    with handlers_kept():
+    with environment(_SETTINGS), handlers_kept():
         if not joined:
             _start(math.ceil(num_cpus) + 1, address=address)
         try:
@@ -83,6 +85,12 @@ def read_board(board: Any) -> Any:
         return None
 
 
+def wait_for_board(board: Any) -> None:
+    """Until the actor has taken what this process told it, or has died; 10 seconds at most."""
+    with suppress(RayError):
+        ray.get(board.is_there.remote(), timeout=10)
+
+
 def reason(error: object) -> str:
     """The last line of what another program says of an error, which has its cause."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
@@ -92,7 +100,6 @@ def reason(error: object) -> str:
 
 
 def _start(num_cpus: int, *, address: str | None) -> None:
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "180")  # slow machines
     before = signal.getsignal(signal.SIGTERM)
     # Ray 2.60 prints each death of a process to stdout, whatever `log_to_driver` says: two lines of
     # ids, and in the way of --json. What a death comes to, the command itself says.

@@ -99,7 +99,7 @@ class Recipe(BaseModel):
 
     def with_(self, **fields: Any) -> "Recipe":
         """The same recipe with other top-level fields, checked again."""
-        return Recipe.model_validate({**_fields(self), **fields})
+        return Recipe.model_validate({**dict(self), **fields})
 
     def only(self, tasks: Sequence[str] | None) -> "Recipe":
         """The same recipe with only these tasks and subtasks of them; with none named, itself.
@@ -129,10 +129,6 @@ class Recipe(BaseModel):
     def digest(self) -> str:
         """SHA-256 of the JSON form, 16 hex digits."""
         return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:16]
-
-
-def _fields(model: BaseModel) -> dict[str, Any]:
-    return {name: getattr(model, name) for name in type(model).model_fields}
 
 
 def override(recipe: Recipe, settings: Sequence[str]) -> Recipe:
@@ -166,26 +162,15 @@ def _parse(text: str) -> Any:
 def _set(value: Any, path: Sequence[str], new: Any, *, full: Sequence[str]) -> Any:
     """`value` (a model or a dict of them) with the field at `path` replaced, each level checked."""
     head, *rest = path
-    inside = value if isinstance(value, Mapping) else _fields_of(value, head, full)
+    if not isinstance(value, BaseModel | Mapping):
+        raise RecipeError(f"--set {'.'.join(full)}: there are no fields to set at {head!r}")
+    inside = dict(value)
     if head not in inside:
-        raise UnknownNameError("recipe field", ".".join(full), _siblings(inside, full, head, rest))
-    changed = _set(inside[head], rest, new, full=full) if rest else new
-    if isinstance(value, Mapping):
-        return {**value, head: changed}
-    return type(value).model_validate({**inside, head: changed})
-
-
-def _fields_of(value: Any, head: str, full: Sequence[str]) -> dict[str, Any]:
-    if isinstance(value, BaseModel):
-        return _fields(value)
-    raise RecipeError(f"--set {'.'.join(full)}: there are no fields to set at {head!r}")
-
-
-def _siblings(
-    inside: Mapping[str, Any], full: Sequence[str], head: str, rest: Sequence[str]
-) -> tuple[str, ...]:
-    before = list(full[: len(full) - len(rest) - 1])
-    return tuple(".".join([*before, name, *rest]) for name in inside)
+        above = full[: len(full) - len(path)]
+        known = tuple(".".join([*above, name, *rest]) for name in inside)
+        raise UnknownNameError("recipe field", ".".join(full), known)
+    inside[head] = _set(inside[head], rest, new, full=full) if rest else new
+    return inside if isinstance(value, Mapping) else type(value).model_validate(inside)
 
 
 def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:

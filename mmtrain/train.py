@@ -4,7 +4,6 @@ Which examples a step sees, its dropout and its gate noise are functions of (see
 never of what ran before; so a resumed run needs the parameters, the step and one integer a task.
 """
 
-import logging
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -20,35 +19,38 @@ from rich.console import Console
 
 from mmtrain import checkpoint
 from mmtrain.checkpoint import Progress
-from mmtrain.cluster import cluster_of, read_board
+from mmtrain.cluster import cluster_of, read_board, wait_for_board
 from mmtrain.engines import build_engine
 from mmtrain.engines.ranks import Ranks, check_same_batches, gather_ids, seed_step
-from mmtrain.files import BUNDLE, CHECKPOINTS
+from mmtrain.files import BUNDLE, CHECKPOINTS, LOG
 from mmtrain.losses.balancing import add_log_variances
-from mmtrain.models.model import build_model
 from mmtrain.process.errors import RunInterruptedError
+from mmtrain.process.logs import LogFile, hush, relayed
 from mmtrain.process.termination import interruption
 from mmtrain.recipe import Recipe
+from mmtrain.run.components import (
+    build_feed,
+    build_monitor,
+    build_objective,
+    run_optimizer,
+    validation_plan,
+)
 from mmtrain.run.corpora import open_corpora
 from mmtrain.run.export import export_run
 from mmtrain.run.failures import failure_of, lost_run, note_error, raise_failure, write_failure
 from mmtrain.run.job import Job, TrainedRun
-from mmtrain.run.model import fitted, task_specs
+from mmtrain.run.model import fitted, recipe_model
 from mmtrain.run.preflight import check_resources
 from mmtrain.run.prepare import prepare_run
-from mmtrain.run.progress import ProgressDisplay, RunProgress, build_display
+from mmtrain.run.progress import ProgressBoard, ProgressDisplay, RunProgress, build_display
 from mmtrain.run.runlog import RunLog
 from mmtrain.run.tracked import tracked
 from mmtrain.start.initialize import start_model
 from mmtrain.start.source import with_fixed_source
-from mmtrain.step.feed import Feed
-from mmtrain.step.gradient_monitor import GradientMonitor
 from mmtrain.step.gradients import build_gradients
-from mmtrain.step.objective import count_targets, micro_loss
 from mmtrain.step.passes import Passes
-from mmtrain.step.plans import validation_plan
 from mmtrain.step.policies import NonFiniteLossError, is_due, is_healthy
-from mmtrain.step.rates import run_optimizer, step_rates
+from mmtrain.step.rates import step_rates
 from mmtrain.step.series import Series
 from mmtrain.step.validation import validate
 from mmtrain.store.config import TrackingConfig
@@ -69,11 +71,10 @@ def train_worker(job: Job, post: Post) -> None:
         post: takes what the display shows, on rank 0.
     """
     # ---- build
-    recipe = Recipe.model_validate_json(job.recipe)
+    recipe = Recipe.model_validate_json(job.recipe_json)
     ranks = Ranks.current(use_gpu=recipe.use_gpu)
     corpora = open_corpora(recipe, job.data_dir)
-    specs = task_specs(recipe, corpora.vocabulary)
-    model = build_model(fitted(recipe, corpora.vocabulary), specs, seed=recipe.seed)
+    model = recipe_model(recipe, corpora.vocabulary)
     saved = checkpoint.agree(job.out / CHECKPOINTS, member=ranks)
     passes = Passes.build(recipe, model)
     start_model(
@@ -82,7 +83,7 @@ def train_worker(job: Job, post: Post) -> None:
     if recipe.balancing == "uncertainty":
         add_log_variances(model)
     owners = {task: model.owners(task) for task in recipe.tasks}
-    monitor = GradientMonitor.of(recipe, model)
+    monitor, objective = build_monitor(recipe, model), build_objective(recipe, ranks)
     optimizer, device = run_optimizer(recipe), ranks.device
     engine = build_engine(recipe.engine, model=model, optimizer=optimizer, device=device)
     gradients = build_gradients(recipe.balancing, engine=engine, seed=recipe.seed)
@@ -91,7 +92,7 @@ def train_worker(job: Job, post: Post) -> None:
     start = checkpoint.restore(saved, engine=engine) if saved else Progress(step=0)
 
     # ---- data
-    feed = Feed(recipe, corpora.train, ranks=ranks, start=start)
+    feed = build_feed(recipe, corpora.train, ranks=ranks, start=start)
     held_out = validation_plan(recipe, corpora.validation, ranks=ranks)
     series = Series(tuple(recipe.tasks), device=device)
     log = RunLog(job, recipe, post=post, first_step=start.step) if ranks.rank == 0 else None
@@ -104,22 +105,22 @@ def train_worker(job: Job, post: Post) -> None:
         micros = feed.micros(step)
         if recipe.check_ranks:
             check_same_batches(micros, ranks)
-            seen = gather_ids(micros, ranks)
+            example_ids = gather_ids(micros, ranks)
             if log:
-                log.examples(step, seen)
+                log.examples(step, example_ids)
         tasks = {micro.task: recipe.tasks[micro.task] for micro in micros}
         rates = step_rates(
             optimizer, step=step, num_steps=last, tasks=tasks, owners=owners, scales=passes.scales
         )
-        num_targets = count_targets(micros, recipe, ranks)
+        num_targets = objective.count_targets(micros)
         for micro, masked in passes.each(micros):
-            made = micro_loss(
-                engine, micro, recipe, ranks, num_targets=num_targets, rates=rates, masked=masked
+            micro_loss = objective.micro_loss(
+                engine, micro, num_targets=num_targets, rates=rates, masked=masked
             )
-            series.add(micro.task, made, examples=len(micro.example_ids) * masked.part)
-            feed.learned(micro.task, made.loss.total)
+            series.add(micro.task, micro_loss, examples=len(micro.example_ids) * masked.part)
+            feed.learned(micro.task, micro_loss.loss.total)
             with monitor.watching(micro.task, ordinal=feed.ordinal(micro.task, step)):
-                gradients.add(micro.task, made.share)
+                gradients.add(micro.task, micro_loss.share)
         gradients.finish(step)
         feed.end_step(num_targets)
         monitor.end_step()
@@ -142,15 +143,14 @@ def train_worker(job: Job, post: Post) -> None:
             if log:
                 log.validation(done, measured)
         if is_due(done, every=recipe.save_every, last=end):
-            progress = feed.progress(done, recipe=job.recipe, run_id=job.run_id or "")
+            progress = feed.progress(done, recipe_json=job.recipe_json, run_id=job.run_id or "")
             folder, keep = job.out / CHECKPOINTS, recipe.keep_checkpoints
             checkpoint.save(folder, engine=engine, progress=progress, keep=keep)
 
     # ---- export
     weights = engine.model_state()
     if log:
-        config, spent = model.config, log.close()
-        export_run(job, recipe, corpora, model=config, specs=specs, weights=weights, spent=spent)
+        export_run(job, recipe, corpora, model=model, weights=weights, spent=log.close())
 
 
 # ---- the driver
@@ -263,8 +263,15 @@ def run_workers(job: Job, recipe: Recipe, *, console: Console) -> None:
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
-    logging.getLogger("ray.train").setLevel(logging.ERROR)
-    with ProgressDisplay(lambda: read_board(board), console=console):
+    hush("ray.train")
+
+    def latest() -> RunProgress | None:
+        progress, records = read_board(board) or (None, [])
+        for record in records:
+            log_file.take(record)
+        return progress
+
+    with LogFile(job.out / LOG) as log_file, ProgressDisplay(latest, console=console):
         try:
             trainer.fit()
         except (KeyboardInterrupt, SystemExit):  # Ray's answer to Ctrl-C is a silent exit
@@ -277,31 +284,19 @@ def run_workers(job: Job, recipe: Recipe, *, console: Console) -> None:
     raise_failure(job)
 
 
-class ProgressBoard:
-    """Holds the newest progress between rank 0 and the driver; an actor."""
-
-    def __init__(self) -> None:
-        self._progress: RunProgress | None = None
-
-    def write(self, progress: RunProgress) -> None:
-        """Rank 0 posts."""
-        self._progress = progress
-
-    def read(self) -> RunProgress | None:
-        """The driver looks."""
-        return self._progress
-
-
 def _worker(config: dict[str, Any]) -> None:
     """`train_worker` under Ray Train. What a restart does not mend ends the run without one."""
     job, board = config["job"], config["board"]
     if failure_of(job):
         return  # another rank, or this one before a restart, left word of why
     try:
-        train_worker(job, board.write.remote)
+        with relayed(board.log.remote, rank=Ranks.current(use_gpu=False).rank):
+            train_worker(job, board.write.remote)
     except MMTrainError as error:
         write_failure(job, error)
         raise
     except Exception:
         note_error(job.out, traceback.format_exc())
         raise
+    finally:
+        wait_for_board(board)

@@ -9,7 +9,6 @@ were to be: any number of them, any ZeRO stage and any `ep_size` can load it.
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +156,7 @@ def _publish(filesystem: Any, path: str, *, engine: Engine, progress: Progress) 
         body = {
             "schema": SCHEMA,
             "world_size": engine.world_size,
-            "progress": asdict(progress),
+            "progress": progress.model_dump(mode="json", by_alias=True),
             "files": files,
             "tensors": num_tensors,
         }
@@ -260,17 +259,6 @@ def agree(folder: str | Path, *, member: Member) -> CheckpointRef | None:
         what=f"the {MANIFEST} of step {chosen.step} in {root}",
     )
     return CheckpointRef(filesystem.unstrip_protocol(path), chosen.step, chosen.digest)
-
-
-def verify(ref: CheckpointRef) -> None:
-    """Reads all files of a checkpoint and compares them with its manifest.
-
-    Raises:
-        CheckpointError: names the file that is missing or changed.
-        FileReadError: a file cannot be read.
-    """
-    if check_all(*open_folder(ref.uri)).digest != ref.digest:
-        raise CheckpointError(f"{ref.uri}/{MANIFEST} has changed since it was opened")
 
 
 def read_progress(ref: CheckpointRef) -> Progress:

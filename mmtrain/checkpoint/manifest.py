@@ -8,7 +8,6 @@ what every save writes: all keys, a part of each rank, the step that the folder 
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,49 +21,46 @@ FILE_NAME = re.compile(r"(?P<kind>weights|rng|part)-(?P<rank>\d{5})(?:-(?P<numbe
 SUFFIX = {"weights": ".safetensors", "rng": ".safetensors", "part": ".json"}
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_by_name=True)
+
+
+class Progress(_Strict):
     """How far a run is: all that a resumed run needs beside the parameters.
 
     Args:
         step: optimizer steps taken; the next one has this number.
         cursors: global batches taken of each task.
-        recipe: the run's recipe as JSON.
+        recipe_json: the run's recipe; the manifest calls it `recipe`.
         run_id: MLflow run that a resumed run goes on in.
         mixing: what an adaptive schedule knows, a `Mixing` as JSON; else empty.
         corpora: digest of the training split that each task's cursor counts in.
     """
 
     step: int
-    cursors: Mapping[str, int] = field(default_factory=dict)
-    recipe: str = ""
+    cursors: Mapping[str, int] = {}
+    recipe_json: str = Field(default="", validation_alias="recipe", serialization_alias="recipe")
     run_id: str = ""
-    mixing: Mapping[str, Any] = field(default_factory=dict)
-    corpora: Mapping[str, str] = field(default_factory=dict)
+    mixing: Mapping[str, Any] = {}
+    corpora: Mapping[str, str] = {}
 
 
-class FileFacts(BaseModel):
+class FileFacts(_Strict):
     """A file as it was written."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     bytes: int = Field(ge=1)
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
 
 
-class PartIndex(BaseModel):
+class PartIndex(_Strict):
     """What one rank wrote."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     files: dict[str, FileFacts]
     tensors: int | None = Field(default=None, ge=0, description="In the files; None: schema 1.")
 
 
-class Manifest(BaseModel):
+class CheckpointManifest(_Strict):
     """All of a checkpoint: every file with its facts, and the run's progress."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     format: int = Field(alias="schema")
     world_size: int = Field(
@@ -111,7 +107,7 @@ def to_manifest(body: Mapping[str, Any]) -> bytes:
     return to_json({"body": body, "sha256": sha256(to_json(body))})
 
 
-def from_manifest(data: bytes, *, path: str) -> Manifest:
+def from_manifest(data: bytes, *, path: str) -> CheckpointManifest:
     """A manifest, checked: its own digest, its schema, and that it is complete.
 
     Args:
@@ -132,7 +128,7 @@ def from_manifest(data: bytes, *, path: str) -> Manifest:
     if schema not in (SCHEMA, *OLDER):
         raise CheckpointError(f"{path}/{MANIFEST} has schema {schema}, this is {SCHEMA}")
     try:
-        manifest = Manifest.model_validate_json(to_json(body))
+        manifest = CheckpointManifest.model_validate_json(to_json(body))
     except ValidationError as error:
         raise CheckpointError(f"{path}/{MANIFEST} is damaged: {first_problem(error)}") from None
     if problem := _problem(manifest, step=folder_step(path)):
@@ -152,7 +148,7 @@ def from_part(data: bytes, *, path: str) -> PartIndex:
         raise CheckpointError(f"{path} is damaged: {first_problem(error)}") from None
 
 
-def _problem(manifest: Manifest, *, step: int | None) -> str | None:
+def _problem(manifest: CheckpointManifest, *, step: int | None) -> str | None:
     """What a manifest of a right digest lacks or has too much of."""
     for name in manifest.files:
         found = FILE_NAME.fullmatch(name)

@@ -17,7 +17,7 @@ from mmtrain.checkpoint.files import (
     open_folder,
     sha256,
 )
-from mmtrain.checkpoint.manifest import Manifest, from_manifest, from_part
+from mmtrain.checkpoint.manifest import CheckpointManifest, from_manifest, from_part
 from mmtrain.engines import ParameterState
 
 
@@ -44,7 +44,7 @@ def check_all(filesystem: Any, path: str) -> CheckpointRef:
     return CheckpointRef(filesystem.unstrip_protocol(path), manifest.progress.step, sha256(data))
 
 
-def open_manifest(ref: CheckpointRef) -> Manifest:
+def open_manifest(ref: CheckpointRef) -> CheckpointManifest:
     """The manifest of a checkpoint that was found before.
 
     Raises:
@@ -61,7 +61,7 @@ def open_manifest(ref: CheckpointRef) -> Manifest:
     return from_manifest(data, path=path)
 
 
-def read_states(ref: CheckpointRef, manifest: Manifest) -> Iterator[ParameterState]:
+def read_states(ref: CheckpointRef, manifest: CheckpointManifest) -> Iterator[ParameterState]:
     """All entries of a checkpoint, file by file, each file read once.
 
     Raises:
@@ -94,5 +94,5 @@ def _header(data: bytes, *, path: str) -> dict[str, Any]:
         raise CheckpointError(f"{path} is not a checkpoint's file: {error}") from error
 
 
-def _read(filesystem: Any, path: str, manifest: Manifest, name: str) -> bytes:
+def _read(filesystem: Any, path: str, manifest: CheckpointManifest, name: str) -> bytes:
     return get_checked(filesystem, f"{path}/{name}", facts=manifest.files[name].model_dump())

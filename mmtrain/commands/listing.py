@@ -2,10 +2,17 @@
 
 import importlib
 import inspect
+import json
 import pkgutil
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from mmtrain.commands.options import AsJson, console
+from pipelines.errors import UnknownNameError
 
 
 def _first_line(value: Any) -> str:
@@ -67,7 +74,7 @@ def models() -> dict[str, str]:
     """Model families."""
     from mmtrain import models
 
-    return _modules(models, leave_out=("model",))
+    return _modules(models, leave_out=("model", "fitting"))
 
 
 def sweeps() -> dict[str, str]:
@@ -86,3 +93,23 @@ KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "models": models,
     "sweeps": sweeps,
 }
+
+
+def list_names(
+    kind: Annotated[
+        str,
+        typer.Argument(help="recipes, tasks, schedules, modalities, augmentations, models"),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """List what there is of a kind, a line each."""
+    if kind not in KINDS:
+        raise UnknownNameError("kind", kind, tuple(KINDS))
+    rows = KINDS[kind]()
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 2), show_header=False)
+    for name, line in rows.items():
+        table.add_row(f"[cyan]{name}[/cyan]", line)
+    console.print(table)

@@ -24,6 +24,7 @@ from mmtrain.files import BUNDLE
 from mmtrain.layers.dense_moe import with_dense_experts
 from mmtrain.models.model import MultiTaskModel
 from mmtrain.predict.predictor import Predictor
+from mmtrain.process.logs import hush
 from mmtrain.store.pyfunc_example import example_value
 from pipelines import modalities
 from pipelines.errors import MMTrainError
@@ -220,14 +221,7 @@ def example_batch(predictor: Predictor, task: str, *, num_examples: int) -> tupl
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without the exporter's own lines on what it tries."""
-    names = ("torch.onnx", "onnxscript", "onnx_ir")
-    levels = [logging.getLogger(name).level for name in names]
-    for name in names:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for name, level in zip(names, levels, strict=True):
-            logging.getLogger(name).setLevel(level)
+    hush("torch.onnx", "onnxscript", "onnx_ir")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -8,8 +8,6 @@ DeepSpeed finds layers of experts by their class. Ours do not import it; an empt
 class stands beside the model and tells it that experts are there.
 """
 
-import logging
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from math import inf
 from typing import Any
@@ -37,6 +35,8 @@ from mmtrain.engines.pieces import (
 from mmtrain.engines.recompute import recompute_blocks
 from mmtrain.engines.wrapped import Wrapped
 from mmtrain.engines.zero_config import zero_config
+from mmtrain.process.environment import set_for_good
+from mmtrain.process.logs import hush
 
 
 def build(
@@ -376,12 +376,11 @@ def _experts_mark() -> nn.Module:
 
 def _start_process_group(device: torch.device) -> None:
     """Makes DeepSpeed use the process group that is open, or one of this process alone."""
-    if device.type == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
+    accelerator = {"DS_ACCELERATOR": "cpu"} if device.type == "cpu" else {}
+    set_for_good({**accelerator, "LOCAL_RANK": str(device.index or 0)})
     import deepspeed
 
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns of what is meant to be so
+    hush("DeepSpeed")  # it warns of what is meant to be so
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else a compiler is needed
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"

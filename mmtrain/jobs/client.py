@@ -5,7 +5,6 @@ moment: the job goes on, and submitting the same command again finds it.
 """
 
 import asyncio
-import logging
 import os
 import tempfile
 import threading
@@ -33,6 +32,8 @@ from mmtrain.jobs.submission import (
     stage_code,
 )
 from mmtrain.process.deadline import DeadlineError, within
+from mmtrain.process.environment import environment
+from mmtrain.process.logs import hush
 from pipelines.errors import UnknownNameError
 
 HERE = "http://127.0.0.1:8265"
@@ -97,8 +98,7 @@ class Cluster:
     def __init__(self, address: str | None = None) -> None:
         self.address = dashboard_url(address)
         with _only_address(self.address), self._plain_errors():
-            for chatty in CHATTY:  # each sets its own level when it is imported
-                logging.getLogger(chatty).setLevel(logging.ERROR)
+            hush(*CHATTY)
             self._client = _Client(self.address)
 
     def submit(self, submission: Submission) -> Decision:
@@ -268,14 +268,8 @@ def dashboard_url(address: str | None) -> str:
 @contextmanager
 def _only_address(url: str) -> Iterator[None]:
     """Ray lets its variables win over an address that is given; here the given one wins."""
-    before = os.environ.get(ADDRESS_VARIABLES[0])
-    os.environ[ADDRESS_VARIABLES[0]] = url
-    try:
+    with environment({ADDRESS_VARIABLES[0]: url}, overrides=True):
         yield
-    finally:
-        os.environ.pop(ADDRESS_VARIABLES[0])
-        if before is not None:
-            os.environ[ADDRESS_VARIABLES[0]] = before
 
 
 def _refusal(message: str) -> str:

@@ -31,11 +31,11 @@ from mmtrain.losses.balancing import add_log_variances
 from mmtrain.models.model import MultiTaskModel, TaskSpec, build_model
 from mmtrain.planning.longest import LongestBatch, zeros
 from mmtrain.recipe import Recipe
+from mmtrain.run.components import build_objective, run_optimizer
 from mmtrain.run.model import fitted
 from mmtrain.start.initialize import frozen_owners
-from mmtrain.step.objective import micro_loss
 from mmtrain.step.passes import Passes
-from mmtrain.step.rates import run_optimizer, step_rates
+from mmtrain.step.rates import step_rates
 from pipelines.batch import Batch
 
 aten = torch.ops.aten
@@ -245,9 +245,10 @@ class StepTracer:
             scales=self._passes.scales,
         )
         count: Mapping[str, Tensor] = {task: torch.ones(())}
+        objective = build_objective(recipe, ranks)
         for masked in self._passes.of_task(task, step=0):
-            made = micro_loss(
-                self._engine, micro, recipe, ranks, num_targets=count, rates=rates, masked=masked
+            made = objective.micro_loss(
+                self._engine, micro, num_targets=count, rates=rates, masked=masked
             )
             made.share.backward()
 

@@ -25,6 +25,7 @@ from mmtrain.predict.bulk_answers import MAX_REASONS, BatchJob, predict_part
 from mmtrain.predict.bulk_inputs import InputData, Part, open_input, parts
 from mmtrain.predict.bulk_output import PartReport, Request, complete, open_output, record
 from mmtrain.predict.predictor import Predictor
+from mmtrain.process.environment import environment
 from pipelines import modalities
 from pipelines.build import quiet_context
 from pipelines.errors import MMTrainError, UnknownNameError
@@ -220,8 +221,8 @@ def _answer(
     """
     if not missing:
         return
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # Ray Data's actors make it warn
-    with cluster_of(concurrency or 1, address=address) as has:
+    quiet = {"RAY_BACKEND_LOG_LEVEL": "fatal"}  # Ray Data's actors make it warn
+    with environment(quiet), cluster_of(concurrency or 1, address=address) as has:
         gpus = int(has.get("GPU", 0))
         size = concurrency or max(1, gpus or int(has.get("CPU", 1)) // 2)
         size = min(size, len(missing))

@@ -1,4 +1,4 @@
-"""A file of JSON lines that a full disk does not stop.
+"""A file of lines that a full disk does not stop.
 
 A line that cannot be written waits in memory and is written with a later one, in order; beyond a
 bound the oldest are lost, and counted. A line stands whole in the file or not at all.
@@ -41,8 +41,12 @@ class LineFile:
         return len(self._waiting) + self.num_lost
 
     def append(self, value: Mapping[str, Any]) -> None:
+        """Adds a line of JSON; see `write`."""
+        self.write(json.dumps(value))
+
+    def write(self, text: str) -> None:
         """Adds a line; it survives the process, though not a power cut, unless the disk is full."""
-        line = json.dumps(value).encode() + b"\n"
+        line = text.encode() + b"\n"
         self._waiting.append(line)
         self._waiting_bytes += len(line)
         self._write()
@@ -64,8 +68,8 @@ class LineFile:
                 self._write_line(self._waiting[0])
             except OSError as error:
                 if not self._has_warned:
+                    self._has_warned = True  # first: the file may be the log that this goes to
                     logger.warning("%s: %s; lines wait in memory", self._path, error.strerror)
-                    self._has_warned = True
                 return
             self._waiting_bytes -= len(self._waiting.popleft())
 

@@ -11,6 +11,7 @@ with the folders train, validation and test:
     raw/wmt_en_de, wmt_en_fr    *.tsv with the columns en and de, or en and fr
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from mmtrain.engines import EngineConfig
@@ -119,58 +120,37 @@ def multimodel_8() -> Recipe:
     )
 
 
-def multimodel_speech_recognition() -> Recipe:
-    """Speech of WSJ alone, 60 experts, at the steps that it has in multimodel_8."""
-    return _alone("speech_recognition")
-
-
-def multimodel_image_classification() -> Recipe:
-    """ImageNet alone, 60 experts, at the steps that it has in multimodel_8."""
-    return _alone("image_classification")
-
-
-def multimodel_image_captioning() -> Recipe:
-    """Captions of COCO alone, 60 experts, at the steps that they have in multimodel_8."""
-    return _alone("image_captioning")
-
-
-def multimodel_parsing() -> Recipe:
-    """Trees of WSJ alone, 60 experts, at the steps that they have in multimodel_8."""
-    return _alone("parsing")
-
-
-def multimodel_translation_en_de() -> Recipe:
-    """English to German of WMT alone, 60 experts, at the steps that it has in multimodel_8."""
-    return _alone("translation_en_de")
-
-
-def multimodel_translation_de_en() -> Recipe:
-    """German to English of WMT alone, 60 experts, at the steps that it has in multimodel_8."""
-    return _alone("translation_de_en")
-
-
-def multimodel_translation_en_fr() -> Recipe:
-    """English to French of WMT alone, 60 experts, at the steps that it has in multimodel_8."""
-    return _alone("translation_en_fr")
-
-
-def multimodel_translation_fr_en() -> Recipe:
-    """French to English of WMT alone, 60 experts, at the steps that it has in multimodel_8."""
-    return _alone("translation_fr_en")
-
-
-def _alone(task: str) -> Recipe:
-    """`multimodel_8` with one task: its batches and steps, the rate and warm-up of one replica.
+def _alone(task: str, what: str) -> Callable[[], Recipe]:
+    """A recipe of one task of `multimodel_8`: its batches and steps, the rate of one replica.
 
     Ours: the rate stays to half of the run here too, which is shorter than the code's fall.
+
+    Args:
+        task: its name.
+        what: is learned, for `mmtrain list recipes`.
     """
-    recipe = multimodel_8().only([task])
-    return recipe.with_(
-        name=f"multimodel_{task}",
-        model=_model(num_experts=60),
-        optimizer=_optimizer(replicas=1),
-        engine=recipe.engine.model_copy(update={"ep_size": 4}),  # 60 experts divide over 4, not 8
-    )
+
+    def recipe() -> Recipe:
+        single = multimodel_8().only([task])
+        return single.with_(
+            name=f"multimodel_{task}",
+            model=_model(num_experts=60),
+            optimizer=_optimizer(replicas=1),
+            engine=single.engine.model_copy(update={"ep_size": 4}),  # 60 divide over 4, not 8
+        )
+
+    recipe.__doc__ = f"{what} alone, 60 experts, at the steps of that task in multimodel_8."
+    return recipe
+
+
+multimodel_speech_recognition = _alone("speech_recognition", "Speech of WSJ")
+multimodel_image_classification = _alone("image_classification", "ImageNet")
+multimodel_image_captioning = _alone("image_captioning", "Captions of COCO")
+multimodel_parsing = _alone("parsing", "Trees of WSJ")
+multimodel_translation_en_de = _alone("translation_en_de", "English to German of WMT")
+multimodel_translation_de_en = _alone("translation_de_en", "German to English of WMT")
+multimodel_translation_en_fr = _alone("translation_en_fr", "English to French of WMT")
+multimodel_translation_fr_en = _alone("translation_fr_en", "French to English of WMT")
 
 
 def _published(task: Task) -> Task:

@@ -4,6 +4,8 @@ Likhosherstov et al., arXiv:2111.12993. Nothing is tuned for training together: 
 the steps, learning rate, batch size and regularisation of its own run.
 """
 
+from collections.abc import Callable
+
 from mmtrain.engines import EngineConfig
 from mmtrain.engines.optim import OptimizerConfig
 from mmtrain.modalities import audio_patches, image_patches, video_tubelets
@@ -71,57 +73,32 @@ def polyvit_b_9task() -> Recipe:
     )
 
 
-def polyvit_digit() -> Recipe:
-    """The task digit alone, at its own settings: which digit a scan shows."""
-    return _alone("digit")
+def _alone(task: str, what: str) -> Callable[[], Recipe]:
+    """A recipe of one task of `polyvit_tiny`, for the steps of its own run.
+
+    Args:
+        task: its name.
+        what: it answers, for `mmtrain list recipes`.
+    """
+
+    def recipe() -> Recipe:
+        single = polyvit_tiny().only([task])
+        num_steps = run_steps(single.tasks.values(), config=SCHEDULE)
+        return single.with_(name=f"polyvit_{task}", num_steps=num_steps)
+
+    recipe.__doc__ = f"The task {task} alone, at its own settings: {what}."
+    return recipe
 
 
-def polyvit_digit_set() -> Recipe:
-    """The task digit_set alone, at its own settings: which digits a canvas holds."""
-    return _alone("digit_set")
-
-
-def polyvit_digit_pair() -> Recipe:
-    """The task digit_pair alone, at its own settings: which digit stands left and which right."""
-    return _alone("digit_pair")
-
-
-def polyvit_digit_box() -> Recipe:
-    """The task digit_box alone, at its own settings: where a digit is."""
-    return _alone("digit_box")
-
-
-def polyvit_digit_mask() -> Recipe:
-    """The task digit_mask alone, at its own settings: which pixels are a digit's, and of which."""
-    return _alone("digit_mask")
-
-
-def polyvit_motion_direction() -> Recipe:
-    """The task motion_direction alone, at its own settings: where a digit moves."""
-    return _alone("motion_direction")
-
-
-def polyvit_motion_identity() -> Recipe:
-    """The task motion_identity alone, at its own settings: which digit moves."""
-    return _alone("motion_identity")
-
-
-def polyvit_spoken_digit() -> Recipe:
-    """The task spoken_digit alone, at its own settings: which digit is said."""
-    return _alone("spoken_digit")
-
-
-def polyvit_speaking_voice() -> Recipe:
-    """The task speaking_voice alone, at its own settings: whose voice says it."""
-    return _alone("speaking_voice")
-
-
-def _alone(task: str) -> Recipe:
-    """`polyvit_tiny` with one task, for the steps of its own run."""
-    recipe = polyvit_tiny().only([task])
-    return recipe.with_(
-        name=f"polyvit_{task}", num_steps=run_steps(recipe.tasks.values(), config=SCHEDULE)
-    )
+polyvit_digit = _alone("digit", "which digit a scan shows")
+polyvit_digit_set = _alone("digit_set", "which digits a canvas holds")
+polyvit_digit_pair = _alone("digit_pair", "which digit stands left and which right")
+polyvit_digit_box = _alone("digit_box", "where a digit is")
+polyvit_digit_mask = _alone("digit_mask", "which pixels are a digit's, and of which")
+polyvit_motion_direction = _alone("motion_direction", "where a digit moves")
+polyvit_motion_identity = _alone("motion_identity", "which digit moves")
+polyvit_spoken_digit = _alone("spoken_digit", "which digit is said")
+polyvit_speaking_voice = _alone("speaking_voice", "whose voice says it")
 
 
 def linear_probe() -> Recipe:

@@ -1,9 +1,12 @@
 """The built corpora that a run reads."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmtrain.checkpoint import Progress
 from mmtrain.recipe import Recipe
+from pipelines.errors import CorpusError
 from pipelines.plan import one_vocabulary
 from pipelines.shards import Manifest, open_task, vocabulary_path
 from pipelines.vocabulary import Vocabulary
@@ -35,3 +38,19 @@ def open_corpora(recipe: Recipe, data_dir: Path) -> Corpora:
     digest = one_vocabulary(both)
     vocabulary = Vocabulary.load(vocabulary_path(data_dir, digest=digest)) if digest else None
     return Corpora(**splits, vocabulary=vocabulary)
+
+
+def check_corpora(progress: Progress, corpora: Mapping[str, Manifest]) -> None:
+    """The training splits must be those that the cursors count in; older checkpoints do not say.
+
+    Raises:
+        CorpusError: one has other examples; names it with both digests.
+    """
+    for task, digest in progress.corpora.items():
+        if task in corpora and corpora[task].digest != digest:
+            raise CorpusError(
+                f"{corpora[task].folder} is not the corpus that the run was saved with at step "
+                f"{progress.step}: its digest is {corpora[task].digest[:12]}, it was "
+                f"{digest[:12]}; its cursor would count other examples. Bring that corpus back, or "
+                "begin anew with another --out"
+            )

@@ -1,6 +1,6 @@
 """The trained model of a run as a bundle, with where it comes from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from mmtrain.bundle import Lineage, bundle_task, code_version, save_bundle
 from mmtrain.files import BUNDLE
 from mmtrain.losses.balancing import without_log_variances
-from mmtrain.models.model import ModelConfig, TaskSpec
+from mmtrain.models.model import MultiTaskModel
 from mmtrain.recipe import Recipe
 from mmtrain.run.corpora import Corpora
 from mmtrain.run.job import Job, Spent
@@ -19,8 +19,7 @@ def export_run(
     recipe: Recipe,
     corpora: Corpora,
     *,
-    model: ModelConfig,
-    specs: Sequence[TaskSpec],
+    model: MultiTaskModel,
     weights: Mapping[str, Tensor],
     spent: Spent,
 ) -> Path:
@@ -39,8 +38,11 @@ def export_run(
     )
     return save_bundle(
         job.out / BUNDLE,
-        model=model,
-        tasks={spec.name: bundle_task(corpora.train[spec.name].task, spec=spec) for spec in specs},
+        model=model.config,
+        tasks={
+            name: bundle_task(corpora.train[name].task, spec=spec)
+            for name, spec in model.tasks.items()
+        },
         state=without_log_variances(weights),
         vocabulary=corpora.vocabulary,
         lineage=lineage,

@@ -17,7 +17,7 @@ class Job:
     `attempt` is this call of the driver: what a worker of another leaves in the folder is not its.
     """
 
-    recipe: str  # JSON
+    recipe_json: str
     out: Path
     data_dir: Path
     tracking: TrackingConfig

@@ -1,10 +1,20 @@
-"""A recipe's model: its config with all that its tasks say, and what it must know of each."""
+"""A recipe's model: built, its config with all that its tasks say, what it knows of each."""
 
 from mmtrain.models.fitting import FittingError, check_fits, check_nets, filled
-from mmtrain.models.model import ModelConfig, TaskSpec, net_of
+from mmtrain.models.model import ModelConfig, MultiTaskModel, TaskSpec, build_model, net_of
 from mmtrain.recipe import Recipe
 from pipelines import modalities
 from pipelines.vocabulary import Vocabulary
+
+
+def recipe_model(recipe: Recipe, vocabulary: Vocabulary | None) -> MultiTaskModel:
+    """The model of a recipe with weights drawn from its seed; `vocabulary` is of its corpora.
+
+    Raises:
+        FittingError: the model does not fit the tasks; says what to change.
+    """
+    config, specs = fitted(recipe, vocabulary), task_specs(recipe, vocabulary)
+    return build_model(config, specs, seed=recipe.seed)
 
 
 def fitted(recipe: Recipe, vocabulary: Vocabulary | None = None) -> ModelConfig:

@@ -13,16 +13,15 @@ from mmtrain.evaluate.metrics import check_metrics
 from mmtrain.files import CHECKPOINTS, FAILURE, RECIPE
 from mmtrain.layers.moe import MoE
 from mmtrain.losses.mixup import check_mixup
-from mmtrain.models.model import build_model
 from mmtrain.recipe import Recipe, RecipeError
+from mmtrain.run.components import training_plan, validation_plan
 from mmtrain.run.corpora import open_corpora
-from mmtrain.run.model import fitted, task_specs
+from mmtrain.run.model import fitted, recipe_model
 from mmtrain.run.preflight import check_disk, checkpoint_bytes
 from mmtrain.run.resume import check_resume
 from mmtrain.start.initialize import frozen_owners, plan_recipe_start, tell_start
 from mmtrain.step.gradients import check_balancing
 from mmtrain.step.passes import Passes, check_pruning
-from mmtrain.step.plans import build_plan, validation_plan
 from mmtrain.step.rates import check_decays
 from pipelines.augment import check_augmentations
 from pipelines.files import write_whole
@@ -52,11 +51,10 @@ def prepare_run(
     check_pruning(recipe)
     corpora = open_corpora(recipe, data_dir)
     ranks = Ranks(rank=0, world_size=recipe.num_workers, device=torch.device("cpu"))
-    build_plan(recipe, corpora.train, ranks=ranks, start=Progress(step=0))
+    training_plan(recipe, corpora.train, ranks=ranks, start=Progress(step=0))
     validation_plan(recipe, corpora.validation, ranks=ranks)
     with torch.device("meta"):
-        config = fitted(recipe, corpora.vocabulary)
-        model = build_model(config, task_specs(recipe, corpora.vocabulary), seed=recipe.seed)
+        model = recipe_model(recipe, corpora.vocabulary)
         Passes.build(recipe, model)
     experts = [layer.num_experts for layer in model.modules() if isinstance(layer, MoE)]
     check_combination(recipe.engine, world_size=recipe.num_workers, num_experts=experts)

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from types import TracebackType
+from logging import LogRecord
 from typing import Self
 
 from rich.console import Console, Group, RenderableType
@@ -18,6 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
+from mmtrain.process.logs import is_quiet
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,31 @@ def progress_table(progress: RunProgress) -> RenderableType:
     return Group(headline, bar, table, *note)
 
 
+class ProgressBoard:
+    """Holds the newest progress, and what ranks logged, until the driver looks; an actor."""
+
+    def __init__(self) -> None:
+        self._progress: RunProgress | None = None
+        self._records: list[LogRecord] = []
+
+    def write(self, progress: RunProgress) -> None:
+        """Rank 0 posts."""
+        self._progress = progress
+
+    def log(self, record: LogRecord) -> None:
+        """A rank logs."""
+        self._records.append(record)
+
+    def read(self) -> tuple[RunProgress | None, list[LogRecord]]:
+        """The driver looks; it gets each record once."""
+        records, self._records = self._records, []
+        return self._progress, records
+
+    def is_there(self) -> bool:
+        """True: calls are answered in order, so what the caller told before has been taken."""
+        return True
+
+
 class PolledDisplay(ABC):
     """Looks in a thread at what is new and draws it, to the end; a context manager.
 
@@ -91,7 +118,8 @@ class PolledDisplay(ABC):
     """
 
     def __init__(self, *, console: Console, poll_every_s: float) -> None:
-        self._console, self._poll_every_s = console, poll_every_s
+        self._console = Console(quiet=True) if is_quiet() else console
+        self._poll_every_s = poll_every_s
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._draw, name="progress", daemon=True)
 
@@ -107,12 +135,7 @@ class PolledDisplay(ABC):
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stopped.set()
         self._thread.join(timeout=10)
 
@@ -173,6 +196,7 @@ def build_display(console: Console) -> Iterator[Callable[[str, int, int], None]]
 
     Where there is no terminal, a line when a task is done.
     """
+    console = Console(quiet=True) if is_quiet() else console
     if not console.is_terminal:
         yield (
             lambda task, done, total: (

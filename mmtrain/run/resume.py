@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from mmtrain.checkpoint import Progress
 from mmtrain.recipe import Recipe, RecipeError
+from mmtrain.run.corpora import check_corpora
 from mmtrain.run.model import fitted
-from mmtrain.step.plans import check_corpora
 from pipelines.errors import first_problem
 from pipelines.shards import Manifest
 from pipelines.vocabulary import Vocabulary
@@ -125,7 +125,7 @@ def change_of(name: str) -> Change:
 
 def _saved_recipe(progress: Progress, *, uri: str) -> Recipe:
     try:
-        return Recipe.model_validate_json(progress.recipe)
+        return Recipe.model_validate_json(progress.recipe_json)
     except ValidationError as error:
         raise RecipeError(
             f"{uri} was saved with a recipe that this version does not read: "

@@ -6,7 +6,6 @@ and a cluster at an address, are reached through the cluster's own proxies.
 """
 
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -20,6 +19,8 @@ import ray
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from mmtrain.cluster import cluster_of, reason
+from mmtrain.process.environment import environment
+from mmtrain.process.logs import hush
 from mmtrain.serving.config import ServingConfig
 from mmtrain.serving.connections import CALLBACK
 from mmtrain.serving.networks import ModelSource, ServingError, find_sources, load_networks
@@ -78,7 +79,7 @@ def serving(
     """
     _check_port(place)
     settings = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": CALLBACK}
-    with _environment(settings | (_direct_ingress(place) if place.is_direct else {})):
+    with environment(settings | (_direct_ingress(place) if place.is_direct else {})):
         http = {"host": place.host, "port": _free_port() if place.is_direct else place.port}
         with cluster_of(place.replicas * place.cpus, address=place.address) as there:
             _check_resources(place, there)
@@ -139,7 +140,7 @@ def _running(
     """The app on a cluster; when it is taken away, requests that are being answered end first."""
     from ray import serve
 
-    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    hush("ray.serve")
     try:
         serve.start(http_options=http, logging_config=_QUIET)
     except (RuntimeError, TimeoutError) as error:  # its processes are not up in time
@@ -262,15 +263,3 @@ def _direct_ingress(place: Place) -> dict[str, str]:
         "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
         "RAY_SERVE_PORT_QUARANTINE_S": "0",  # a replica that is started again takes the same port
     }
-
-
-@contextlib.contextmanager
-def _environment(settings: dict[str, str]) -> Iterator[None]:
-    """Settings that the processes of a new cluster inherit."""
-    ours = {name: value for name, value in settings.items() if name not in os.environ}
-    os.environ.update(ours)
-    try:
-        yield
-    finally:
-        for name in ours:
-            os.environ.pop(name, None)

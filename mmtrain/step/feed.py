@@ -7,42 +7,34 @@ own, of which nothing is read before its rates are known.
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmtrain.checkpoint import Progress
-from mmtrain.engines.ranks import Ranks, sum_over_ranks
-from mmtrain.recipe import Recipe
-from mmtrain.step.plans import build_plan, check_corpora
+from mmtrain.engines.ranks import sum_over_ranks
 from pipelines.adaptive import Mixing
 from pipelines.batch import Batch
 from pipelines.errors import StreamError
-from pipelines.shards import Manifest
-from pipelines.stream import stream
+from pipelines.plan import Plan
+from pipelines.stream import StreamConfig, stream
 
 
 class Feed:
     """What a rank trains on.
 
     Args:
-        recipe: the run's.
-        manifests: training splits by task.
-        ranks: whose part this is.
-        start: how far the run is.
-
-    Raises:
-        CorpusError: a split is not the one that `start` counts in.
+        plan: the rank's part of every step.
+        config: how batches reach the rank.
+        mixing: what an adaptive schedule knew when the run was saved, a `Mixing` as JSON; else
+            empty.
     """
 
-    def __init__(
-        self, recipe: Recipe, manifests: dict[str, Manifest], *, ranks: Ranks, start: Progress
-    ) -> None:
-        check_corpora(start, manifests)
-        self.plan = build_plan(recipe, manifests, ranks=ranks, start=start)
-        self._config = recipe.stream
-        self._adaptive = recipe.schedule.adaptive if recipe.schedule.name == "adaptive" else None
-        self._mixing = Mixing.model_validate(start.mixing)
+    def __init__(self, plan: Plan, *, config: StreamConfig, mixing: Mapping[str, Any]) -> None:
+        self.plan, self._config = plan, config
+        self._adaptive = plan.schedule.adaptive if plan.schedule.name == "adaptive" else None
+        self._mixing = Mixing.model_validate(mixing)
         self._totals: dict[str, Tensor] = {}
         self._batches: Iterator[Batch] | None = None
 
@@ -91,11 +83,18 @@ class Feed:
             self._mixing = self._mixing.with_losses(means)
             self._totals = {}
 
-    def progress(self, done: int, *, recipe: str, run_id: str) -> Progress:
+    def progress(self, done: int, *, recipe_json: str, run_id: str) -> Progress:
         """What a run needs to go on after `done` steps."""
         mixing = self._mixing.model_dump(mode="json") if self._adaptive else {}
         corpora = {task: manifest.digest for task, manifest in self.plan.manifests.items()}
-        return Progress(done, self.plan.cursors(done), recipe, run_id, mixing, corpora)
+        return Progress(
+            step=done,
+            cursors=self.plan.cursors(done),
+            recipe_json=recipe_json,
+            run_id=run_id,
+            mixing=mixing,
+            corpora=corpora,
+        )
 
     def _is_due(self, step: int) -> bool:
         return self._adaptive is not None and step > 0 and step % self._adaptive.decide_every == 0

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from mmtrain.engines.ranks import sum_over_ranks
-from mmtrain.recipe import Recipe
 from mmtrain.step.gradients import is_shared
 
 SAMPLE = 4096  # coordinates: a cosine of two of them is off by about 1 / 64
@@ -35,12 +34,6 @@ class GradientMonitor:
         self._taking: dict[str, Tensor] = {}
         self._fresh = False
         self._places = sampled_places(model, seed=seed) if every else []
-
-    @classmethod
-    def of(cls, recipe: Recipe, model: nn.Module) -> "GradientMonitor":
-        """As a recipe asks for it."""
-        every = recipe.monitor_every
-        return cls(model, tasks=tuple(recipe.tasks), every=every, seed=recipe.seed)
 
     @contextmanager
     def watching(self, task: str, *, ordinal: int) -> Iterator[None]:

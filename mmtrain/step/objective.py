@@ -15,7 +15,6 @@ from mmtrain.losses.balancing import uncertain_loss
 from mmtrain.losses.mixup import mix_inputs, mixed_loss
 from mmtrain.masks.objective import subtask_loss
 from mmtrain.models.model import MultiTaskModel, Outputs
-from mmtrain.recipe import Recipe
 from mmtrain.step.passes import Pass
 from mmtrain.step.rates import StepRates
 from pipelines.batch import Batch
@@ -38,31 +37,9 @@ class MicroLoss:
     outputs: Outputs
 
 
-def count_targets(micros: Sequence[Batch], recipe: Recipe, ranks: Ranks) -> dict[str, Tensor]:
-    """Targets of a step by task, over all ranks and micro-batches: one collective a step."""
-    counts = dict.fromkeys((micro.task for micro in micros), 0)
-    for micro in micros:
-        task = recipe.tasks[micro.task]
-        counts[micro.task] += losses.target_count(
-            task.loss or task.targets.loss,
-            micro.targets,
-            is_sequence=task.targets.num_outputs is None,
-        )
-    summed = sum_over_ranks(torch.tensor(list(counts.values()), device=ranks.device))
-    return dict(zip(counts, summed.clamp(min=1), strict=True))
-
-
-def micro_loss(
-    engine: Engine,
-    micro: Batch,
-    recipe: Recipe,
-    ranks: Ranks,
-    *,
-    num_targets: Mapping[str, Tensor],
-    rates: StepRates,
-    masked: Pass,
-) -> MicroLoss:
-    """A micro-batch through the model and its task's loss.
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """The loss of a step, as the sum over ranks, micro-batches and passes of their shares.
 
         L = sum over tasks of  scale * (weight * sum of loss / targets + L_moe + L_decay)
 
@@ -70,31 +47,69 @@ def micro_loss(
     With masks it is a weighted mean over passes, each with the price of its units beside the last.
 
     Args:
-        engine: whose model computes.
-        micro: this rank's micro-batch.
-        recipe: the run's.
-        ranks: all that train.
-        num_targets: of the step by task, over all micro-batches and ranks.
-        rates: of the step; they have the scale.
-        masked: the pass, for which the model has its masks.
+        tasks: the run's, by name.
+        ranks: this one among all that train.
+        seed: of mixup's draws.
+        accumulation: micro-batches of a rank in a step of one task.
+        weight_decay: factor of L_decay; 0: there is none.
+        balancing: as in the recipe; "uncertainty" weighs tasks by variances that the model learns.
     """
-    task, tensors = recipe.tasks[micro.task], to_tensors(micro, ranks.device)
-    parts = recipe.engine.accumulation * ranks.world_size
-    mix = mix_inputs(tensors, alpha=task.mixup, key=(recipe.seed, micro.step, micro.task))
-    outputs = engine.forward(task=micro.task, **mix.tensors)
-    loss = mixed_loss(lambda targets: _loss(task, outputs.logits, targets, masked=masked), mix)
-    beside = (
-        outputs.auxiliary_loss if masked.price is None else outputs.auxiliary_loss + masked.price
-    )
-    model = cast(MultiTaskModel, engine.model)
-    if decay := recipe.optimizer.weight_decay_loss:
-        beside = beside + losses.weight_decay_loss(model.trained_by(micro.task), weight=decay)
-    beside = beside / parts
-    own = task.loss_weight * loss.total / num_targets[micro.task]
-    if recipe.balancing == "uncertainty":
-        own = uncertain_loss(own, model=model, task=micro.task, parts=parts)
-    share = masked.share * rates.loss_scales[micro.task] * (own + beside)
-    return MicroLoss(share, _part(loss, masked.part), outputs)
+
+    tasks: Mapping[str, Task]
+    ranks: Ranks
+    seed: int
+    accumulation: int
+    weight_decay: float
+    balancing: str
+
+    def count_targets(self, micros: Sequence[Batch]) -> dict[str, Tensor]:
+        """Targets of a step by task, over all ranks and micro-batches: one collective a step."""
+        counts = dict.fromkeys((micro.task for micro in micros), 0)
+        for micro in micros:
+            task = self.tasks[micro.task]
+            counts[micro.task] += losses.target_count(
+                task.loss or task.targets.loss,
+                micro.targets,
+                is_sequence=task.targets.num_outputs is None,
+            )
+        summed = sum_over_ranks(torch.tensor(list(counts.values()), device=self.ranks.device))
+        return dict(zip(counts, summed.clamp(min=1), strict=True))
+
+    def micro_loss(
+        self,
+        engine: Engine,
+        micro: Batch,
+        *,
+        num_targets: Mapping[str, Tensor],
+        rates: StepRates,
+        masked: Pass,
+    ) -> MicroLoss:
+        """A micro-batch through the model and its task's loss.
+
+        Args:
+            engine: whose model computes.
+            micro: this rank's micro-batch.
+            num_targets: of the step by task, over all micro-batches and ranks.
+            rates: of the step; they have the scale.
+            masked: the pass, for which the model has its masks.
+        """
+        task, tensors = self.tasks[micro.task], to_tensors(micro, self.ranks.device)
+        mix = mix_inputs(tensors, alpha=task.mixup, key=(self.seed, micro.step, micro.task))
+        outputs = engine.forward(task=micro.task, **mix.tensors)
+        loss = mixed_loss(lambda targets: _loss(task, outputs.logits, targets, masked=masked), mix)
+        model = cast(MultiTaskModel, engine.model)
+        beside = outputs.auxiliary_loss
+        if masked.price is not None:
+            beside = beside + masked.price
+        if self.weight_decay:
+            trained = model.trained_by(micro.task)
+            beside = beside + losses.weight_decay_loss(trained, weight=self.weight_decay)
+        num_parts = self.accumulation * self.ranks.world_size
+        own = task.loss_weight * loss.total / num_targets[micro.task]
+        if self.balancing == "uncertainty":
+            own = uncertain_loss(own, model=model, task=micro.task, parts=num_parts)
+        share = masked.share * rates.loss_scales[micro.task] * (own + beside / num_parts)
+        return MicroLoss(share, _part(loss, masked.part), outputs)
 
 
 def _loss(task: Task, logits: Tensor, targets: Tensor, *, masked: Pass) -> LossSum:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 from mmtrain.engines.optim import OptimizerConfig
-from mmtrain.recipe import Recipe
 from pipelines.errors import MMTrainError
 from pipelines.task import Task
 
@@ -73,13 +72,6 @@ def on_one_clock(
     return config.model_copy(update={"warmup_steps": round(sum(named) / tasks_per_step)})
 
 
-def run_optimizer(recipe: Recipe) -> OptimizerConfig:
-    """The optimizer's config with the warm-up of the whole run."""
-    tasks = recipe.tasks.values()
-    together = len(tasks) if recipe.schedule.name == "accumulating" else 1
-    return on_one_clock(recipe.optimizer, tasks, tasks_per_step=together)
-
-
 def learning_rate(
     config: OptimizerConfig, *, step: int, num_steps: int, base: float | None = None
 ) -> float:
@@ -98,18 +90,10 @@ def learning_rate(
         return rate * warm_cosine_factor(config, step=step, num_steps=num_steps)
     if step < config.warmup_steps:
         return rate * (step + 1) / config.warmup_steps
-    fall = {"constant": constant_factor, "linear": linear_factor, "cosine": cosine_factor}
-    return rate * fall[config.schedule](_decayed_share(config, step=step, num_steps=num_steps))
-
-
-def constant_factor(share: float) -> float:
-    """1, whatever share of the decay has passed."""
-    return 1.0
-
-
-def linear_factor(share: float) -> float:
-    """From 1 down to 0 in a straight line."""
-    return 1.0 - share
+    if config.schedule == "constant":
+        return rate
+    share = _decayed_share(config, step=step, num_steps=num_steps)
+    return rate * (1.0 - share if config.schedule == "linear" else cosine_factor(share))
 
 
 def cosine_factor(share: float) -> float:

@@ -57,9 +57,9 @@ class Series:
         self._routing: dict[str, Tensor] = {}
         self._since = time.monotonic()
 
-    def add(self, task: str, made: MicroLoss, *, examples: float) -> None:
+    def add(self, task: str, micro_loss: MicroLoss, *, examples: float) -> None:
         """Adds one micro-batch of this rank, or a pass of it with its part of the examples."""
-        loss, outputs = made.loss, made.outputs
+        loss, outputs = micro_loss.loss, micro_loss.outputs
         counted = torch.tensor([examples, 1], dtype=torch.float64).to(self._device)
         sums = [loss.total.detach(), loss.count, outputs.auxiliary_loss.detach()]
         measured = torch.stack([value.double() for value in sums])

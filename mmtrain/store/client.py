@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mmtrain.process.deadline import LEAST_BYTES_PER_S, within
+from mmtrain.process.environment import set_for_good
+from mmtrain.process.logs import hush
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -47,9 +49,8 @@ def settle() -> None:
         if _is_settled:
             return
         if "MLFLOW_LOGGING_LEVEL" not in os.environ:
-            logging.getLogger("mlflow").setLevel(logging.WARNING)
-        for name, value in _SETTINGS.items():
-            os.environ.setdefault(name, value)
+            hush("mlflow", level=logging.WARNING)
+        set_for_good(_SETTINGS)
         _is_settled = True
 
 

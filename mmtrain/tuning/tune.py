@@ -35,7 +35,10 @@ from ray.tune.search.optuna import OptunaSearch
 from rich.console import Console
 
 from mmtrain.cluster import cluster_of, read_board, reason
+from mmtrain.files import LOG
+from mmtrain.process.environment import environment
 from mmtrain.process.errors import RunFailedError
+from mmtrain.process.logs import LogFile, hush
 from mmtrain.recipe import Recipe
 from mmtrain.run.job import Job
 from mmtrain.run.progress import RunProgress
@@ -72,6 +75,11 @@ from mmtrain.tuning.trials import (
 
 logger = logging.getLogger(__name__)
 
+_SETTINGS = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the new one prints even when told not to
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # failed trials have none
+}
 NUMBER = "trial_number"  # in a trial's config beside its values
 STEP = "step"
 _TAKEN = "taken.json"  # in a Ray checkpoint: which trial, at which step
@@ -136,7 +144,8 @@ def _train(board: Any, number: int) -> Any:
 
     def train(job: Job, recipe: Recipe) -> None:
         if recipe.num_workers == 1:
-            train_worker(job, post)
+            with LogFile(job.out / LOG, who="rank 0"):
+                train_worker(job, post)
         else:
             run_workers(job, recipe, console=Console(quiet=True))
 
@@ -337,13 +346,11 @@ def run_trials(plan: TrialPlan, *, address: str | None, console: Console) -> Tri
     search, space, todo = build_search(sweep, records)
     if todo == 0:
         return TrialsRun(tuple(records), is_whole=True)
-    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # the new one prints even when told not to
-    os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")  # failed trials have none
     cpus = sweep_cpus(recipe, concurrent=sweep.at_once)
     gpus = sweep.concurrent * recipe.num_workers if recipe.use_gpu else 0
     began = time.monotonic()
-    with cluster_of(cpus, num_gpus=gpus, address=address) as resources:
+    cluster = cluster_of(cpus, num_gpus=gpus, address=address)
+    with environment(_SETTINGS), cluster as resources:
         check_sweep_resources(resources, concurrent=sweep.at_once, recipe=recipe)
         board: Any = ray.remote(num_cpus=0)(SweepBoard).remote()  # ray types it as a function
 
@@ -374,7 +381,7 @@ def run_trials(plan: TrialPlan, *, address: str | None, console: Console) -> Tri
                 verbose=0,
             ),
         )
-        logging.getLogger("ray.tune").setLevel(logging.ERROR)
+        hush("ray.tune")
         with SweepDisplay(latest, console=console), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Consider boosting PBT")
             try:

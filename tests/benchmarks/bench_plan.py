@@ -31,10 +31,10 @@ from mmtrain.models.model import build_model
 from mmtrain.planning.estimate import plan_run
 from mmtrain.planning.longest import longest_batches, zeros
 from mmtrain.recipe import Recipe, load_recipe, override
+from mmtrain.run.components import build_objective, run_optimizer
 from mmtrain.run.model import fitted, task_specs
-from mmtrain.step.objective import micro_loss
 from mmtrain.step.passes import Passes
-from mmtrain.step.rates import run_optimizer, step_rates
+from mmtrain.step.rates import step_rates
 
 NOWHERE = Path("/nowhere")
 TORCH = ('engine={"name": "torch"}', "num_workers=1")
@@ -104,7 +104,7 @@ def train_steps(recipe: Recipe, *, rank: int, world_size: int) -> None:
     ranks = Ranks(rank, world_size, torch.device("cpu"))
     model = build_model(fitted(recipe), task_specs(recipe, AnyCommand()), seed=0)  # type: ignore[arg-type]
     passes = Passes.build(recipe, model)
-    optimizer = run_optimizer(recipe)
+    optimizer, objective = run_optimizer(recipe), build_objective(recipe, ranks)
     owners = {task: model.owners(task) for task in recipe.tasks}
     engine = build_engine(recipe.engine, model=model, optimizer=optimizer)
     with record_function(START):
@@ -121,8 +121,8 @@ def train_steps(recipe: Recipe, *, rank: int, world_size: int) -> None:
             )  # fmt: skip
             count = {name: torch.ones(())}
             for masked in passes.of_task(name, step=step):
-                made = micro_loss(
-                    engine, micro, recipe, ranks, num_targets=count, rates=rates, masked=masked
+                made = objective.micro_loss(
+                    engine, micro, num_targets=count, rates=rates, masked=masked
                 )
                 engine.backward(made.share)
                 del made

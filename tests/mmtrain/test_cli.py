@@ -3,9 +3,12 @@
 import json
 import subprocess
 import sys
+from typing import Any
 
 import pytest
+import typer
 
+from tests.mmtrain.example_bundle import example_bundle, example_specs
 from tests.waiting import BUSY_S
 
 
@@ -51,6 +54,37 @@ def test_unknown_option_is_refused():
     ended = run("train", "debug", "--step", "3")
     assert ended.returncode == 2
     assert "No such option" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "shows"),
+    [((), (), False), (("-v",), (), True), ((), ("--verbose",), True), ((), ("-q",), False)],
+)
+def test_any_command_says_what_it_does_when_asked_before_or_after_its_name(
+    tmp_path, before, after, shows
+):
+    example_bundle(tmp_path / "bundle")
+    task = next(iter(example_specs()))
+    words = ("extract", "bundle", "--task", task, "--out", "small", "--json")
+    ended = run(*before, *words, *after, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout)["tasks"] == [task]
+    assert (f"info: extracted {task} of " in ended.stderr) == shows
+
+
+def test_all_commands_have_verbose_and_quiet():
+    from mmtrain.cli import app
+
+    def check(command: Any) -> None:
+        names = {parameter.name for parameter in command.params}
+        assert {"verbose", "quiet"} <= names or hasattr(command, "commands"), command.name
+        for inner in getattr(command, "commands", {}).values():
+            check(inner)
+
+    check(typer.main.get_command(app))
+    ended = run("list", "tasks", "--verbose", "--quiet")
+    assert ended.returncode == 2
+    assert "exclude each other" in ended.stderr
 
 
 def test_help_says_on_one_screen_what_to_do_first():

@@ -39,7 +39,7 @@ def saved(tmp_path, engine):
     """A folder with checkpoints of steps 2 and 4."""
     for step in (2, 4):
         train(engine, first=step - 2, last=step)
-        save(tmp_path, engine=engine, progress=Progress(step))
+        save(tmp_path, engine=engine, progress=Progress(step=step))
     return tmp_path
 
 
@@ -193,7 +193,7 @@ def test_a_manifest_and_index_that_omit_the_last_of_several_files_are_passed_ove
 ):
     monkeypatch.setattr("mmtrain.checkpoint.SHARD_BYTES", 500)
     for step in (2, 4):
-        save(tmp_path, engine=engine, progress=Progress(step))
+        save(tmp_path, engine=engine, progress=Progress(step=step))
     folder = tmp_path / "step-000000004"
     body = body_of(folder)
     last = max(name for name in body["files"] if name.startswith("weights"))
@@ -211,7 +211,7 @@ def test_a_manifest_that_omits_a_file_between_others_names_it(
 ):
     monkeypatch.setattr("mmtrain.checkpoint.SHARD_BYTES", 500)
     for step in (2, 4):
-        save(tmp_path, engine=engine, progress=Progress(step))
+        save(tmp_path, engine=engine, progress=Progress(step=step))
     body = body_of(tmp_path / "step-000000004")
     del body["files"]["weights-00000-00001.safetensors"]
     write_body(tmp_path / "step-000000004", body)

@@ -18,22 +18,21 @@ from mmtrain.engines.ranks import Ranks
 from mmtrain.evaluate.evaluate import evaluate_model
 from mmtrain.models import multimodel
 from mmtrain.models.fitting import FittingError
-from mmtrain.models.model import ModelConfig, build_model
+from mmtrain.models.model import ModelConfig
 from mmtrain.planning.estimate import plan_run
 from mmtrain.predict.bulk_answers import BatchJob, predict_part
 from mmtrain.predict.bulk_inputs import open_input, parts
 from mmtrain.predict.predictor import PredictionError, Predictor
 from mmtrain.recipe import Recipe
 from mmtrain.report.report import Run, report_page
+from mmtrain.run.components import build_objective, training_plan
 from mmtrain.run.corpora import open_corpora
 from mmtrain.run.export import export_run
 from mmtrain.run.job import Job, Spent
-from mmtrain.run.model import fitted, task_specs
+from mmtrain.run.model import recipe_model
 from mmtrain.run.prepare import prepare_run
 from mmtrain.serving.networks import Network, Networks
-from mmtrain.step.objective import count_targets, micro_loss
 from mmtrain.step.passes import Pass
-from mmtrain.step.plans import build_plan
 from mmtrain.step.rates import step_rates
 from mmtrain.store.config import TrackingConfig
 from mmtrain.store.pyfunc_example import input_example
@@ -95,25 +94,22 @@ def train(out: Path, *, data_dir: Path) -> None:
     """The run's steps in this process, without Ray."""
     prepare_run(RECIPE, out=out, data_dir=data_dir, resume=False)
     corpora, ranks = open_corpora(RECIPE, data_dir), Ranks(0, 1, torch.device("cpu"))
-    specs = task_specs(RECIPE, corpora.vocabulary)
-    model = build_model(fitted(RECIPE, corpora.vocabulary), specs, seed=0)
+    model, objective = recipe_model(RECIPE, corpora.vocabulary), build_objective(RECIPE, ranks)
     engine = build_engine(RECIPE.engine, model=model, optimizer=RECIPE.optimizer)
     owners = {name: model.owners(name) for name in RECIPE.tasks}
-    plan = build_plan(RECIPE, corpora.train, ranks=ranks, start=Progress(step=0))
+    plan = training_plan(RECIPE, corpora.train, ranks=ranks, start=Progress(step=0))
     for micro in read_batches(plan):
         rates = step_rates(
             RECIPE.optimizer, step=micro.step, num_steps=RECIPE.num_steps, owners=owners,
             tasks={micro.task: RECIPE.tasks[micro.task]},
         )  # fmt: skip
-        counts = count_targets([micro], RECIPE, ranks)
-        loss = micro_loss(
-            engine, micro, RECIPE, ranks, num_targets=counts, rates=rates, masked=Pass()
-        )
+        counts = objective.count_targets([micro])
+        loss = objective.micro_loss(engine, micro, num_targets=counts, rates=rates, masked=Pass())
         engine.backward(loss.share)
         engine.step(learning_rates=rates.learning_rates, **rates.decays)
     job = Job(RECIPE.model_dump_json(), out, data_dir, TrackingConfig(), run_id=None)
     export_run(
-        job, RECIPE, corpora, model=model.config, specs=specs, weights=engine.model_state(),
+        job, RECIPE, corpora, model=model, weights=engine.model_state(),
         spent=Spent(0.0, {}, {}),
     )  # fmt: skip
 

@@ -22,12 +22,12 @@ from mmtrain.engines.ranks import Ranks
 from mmtrain.evaluate import baselines, metrics
 from mmtrain.models import multimodel, polyvit, resnet
 from mmtrain.models.fitting import FittingError
-from mmtrain.models.model import ModelConfig, build_model, families
+from mmtrain.models.model import ModelConfig, families
 from mmtrain.planning.longest import longest_shape
 from mmtrain.recipe import Recipe
-from mmtrain.run.model import fitted, task_specs
+from mmtrain.run.components import build_objective
+from mmtrain.run.model import recipe_model
 from mmtrain.run.prepare import prepare_run
-from mmtrain.step.objective import count_targets, micro_loss
 from mmtrain.step.passes import Passes
 from mmtrain.step.rates import step_rates
 from pipelines import modalities
@@ -174,18 +174,18 @@ def batch_of(task: Task, *, shortest: bool) -> Batch:
 
 def train_steps(recipe: Recipe) -> list[float]:
     """Gradient norms of a step on the longest batch, and of one on a single shortest example."""
-    model = build_model(fitted(recipe, VOCABULARY), task_specs(recipe, VOCABULARY), seed=0)
+    model = recipe_model(recipe, VOCABULARY)
     passes, ranks = Passes.build(recipe, model), Ranks(0, 1, torch.device("cpu"))
     engine = build_engine(recipe.engine, model=model, optimizer=recipe.optimizer)
-    owners = {"pair": model.owners("pair")}
+    objective, owners = build_objective(recipe, ranks), {"pair": model.owners("pair")}
     rates = step_rates(recipe.optimizer, step=0, num_steps=1, tasks=recipe.tasks, owners=owners)
     norms = []
     for shortest in (False, True):
         micro = batch_of(recipe.tasks["pair"], shortest=shortest)
-        counts = count_targets([micro], recipe, ranks)
+        counts = objective.count_targets([micro])
         for _, masked in passes.each([micro]):
-            loss = micro_loss(
-                engine, micro, recipe, ranks, num_targets=counts, rates=rates, masked=masked
+            loss = objective.micro_loss(
+                engine, micro, num_targets=counts, rates=rates, masked=masked
             )
             engine.backward(loss.share)
         stats = engine.step(learning_rates=rates.learning_rates, **rates.decays)

@@ -12,12 +12,12 @@ from mmtrain import cli
 from mmtrain import train as training
 from mmtrain.engines.optim import OptimizerConfig
 from mmtrain.modalities import HeadInitError
-from mmtrain.models.model import MultiTaskModel, build_model
+from mmtrain.models.model import MultiTaskModel
 from mmtrain.recipe import Recipe, load_recipe, override
+from mmtrain.run.components import run_optimizer
 from mmtrain.run.corpora import open_corpora
-from mmtrain.run.model import fitted, task_specs
+from mmtrain.run.model import recipe_model
 from mmtrain.start.initialize import start_model
-from mmtrain.step.rates import run_optimizer
 from pipelines.errors import MMTrainError
 from pipelines.modalities import video
 from pipelines.modalities.audio import to_wav
@@ -91,7 +91,7 @@ def shrunken() -> Recipe:
 
 
 def model_of(recipe: Recipe) -> MultiTaskModel:
-    return build_model(fitted(recipe), task_specs(recipe, None), seed=0)
+    return recipe_model(recipe, None)
 
 
 def test_the_readmes_command_starts_from_an_official_vit(folder, monkeypatch):

@@ -11,13 +11,11 @@ from mmtrain.checkpoint import Progress
 from mmtrain.engines import EngineConfig, build_engine
 from mmtrain.engines.optim import OptimizerConfig
 from mmtrain.files import CHECKPOINTS, RECIPE
-from mmtrain.models.model import build_model
 from mmtrain.recipe import Recipe, RecipeError, load_recipe, override
-from mmtrain.run.corpora import open_corpora
-from mmtrain.run.model import fitted, task_specs
+from mmtrain.run.corpora import check_corpora, open_corpora
+from mmtrain.run.model import recipe_model
 from mmtrain.run.prepare import prepare_run
 from mmtrain.run.resume import FIELDS, change_of, check_resume
-from mmtrain.step.plans import check_corpora
 from pipelines.errors import CorpusError
 from pipelines.shards import shard_folder
 from tests.mmtrain.example_corpus import RAW, TASKS, shade, write_split
@@ -79,7 +77,7 @@ def recipe() -> Recipe:
 
 
 def resumed(saved: Recipe, recipe: Recipe, *, step: int = 12) -> str | None:
-    progress = Progress(step, recipe=saved.model_dump_json())
+    progress = Progress(step=step, recipe_json=saved.model_dump_json())
     return check_resume(recipe, progress, uri="file:///run/checkpoints/step-12", corpora={})
 
 
@@ -204,7 +202,7 @@ def test_several_changes_are_told_in_one_line_and_none_is_no_line(recipe):
 
 def test_a_recipe_that_this_version_does_not_read_is_said_in_a_line(recipe):
     with pytest.raises(RecipeError, match=r"recipe that this version does not read: name: Field"):
-        check_resume(recipe, Progress(12, recipe="{}"), uri="step-12", corpora={})
+        check_resume(recipe, Progress(step=12, recipe_json="{}"), uri="step-12", corpora={})
 
 
 # ---- corpora
@@ -213,9 +211,9 @@ def test_a_recipe_that_this_version_does_not_read_is_said_in_a_line(recipe):
 def test_a_corpus_of_other_examples_is_refused_with_both_digests(tmp_path):
     before = build_toy(tmp_path / "a", lengths=[3] * 20)
     after = build_toy(tmp_path / "b", lengths=[3] * 21)
-    progress = Progress(4, corpora={"copy": before.digest})
+    progress = Progress(step=4, corpora={"copy": before.digest})
     check_corpora(progress, {"copy": before})
-    check_corpora(Progress(4), {"copy": after})  # saved before digests were
+    check_corpora(Progress(step=4), {"copy": after})  # saved before digests were
     with pytest.raises(CorpusError) as caught:
         check_corpora(progress, {"copy": after})
     for part in (str(after.folder), "step 4", before.digest[:12], after.digest[:12]):
@@ -233,12 +231,13 @@ def run(tmp_path) -> tuple[Recipe, Path, Path]:
     )
     assert prepare_run(recipe, out=out, data_dir=data_dir, resume=False) is None
     corpora = open_corpora(recipe, data_dir)
-    model = build_model(fitted(recipe), task_specs(recipe, None), seed=0)
-    engine = build_engine(recipe.engine, model=model, optimizer=recipe.optimizer)
+    engine = build_engine(
+        recipe.engine, model=recipe_model(recipe, None), optimizer=recipe.optimizer
+    )
     progress = Progress(
-        3,
+        step=3,
         cursors={"shades": 3},
-        recipe=recipe.model_dump_json(),
+        recipe_json=recipe.model_dump_json(),
         corpora={"shades": corpora.train["shades"].digest},
     )
     checkpoint.save(out / CHECKPOINTS, engine=engine, progress=progress)

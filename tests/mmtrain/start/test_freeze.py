@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from mmtrain.models.model import build_model
 from mmtrain.recipe import load_recipe
-from mmtrain.run.model import fitted, task_specs
+from mmtrain.run.model import recipe_model
 from mmtrain.start.initialize import InitError, freeze, plan_recipe_start
 from pipelines.errors import UnknownNameError
 from tests.mmtrain.example_polyvit import SIDES, small_polyvit
@@ -34,8 +33,7 @@ def test_a_task_with_nothing_left_to_train_is_refused():
 
 def test_weights_as_drawn_are_not_frozen():
     recipe = load_recipe("linear_probe")
-    specs = task_specs(recipe, None)
     with torch.device("meta"):
-        model = build_model(fitted(recipe), specs, seed=0)
+        model = recipe_model(recipe, None)
     with pytest.raises(InitError, match="--init-from"):
         plan_recipe_start(recipe, model, vocabulary=None)

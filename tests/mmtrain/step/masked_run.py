@@ -26,8 +26,9 @@ from mmtrain.modalities import image_patches
 from mmtrain.models import polyvit, resnet
 from mmtrain.models.model import ModelConfig, MultiTaskModel, TaskSpec, build_model
 from mmtrain.recipe import Recipe
+from mmtrain.run.components import build_objective
 from mmtrain.step.gradients import build_gradients
-from mmtrain.step.objective import count_targets, micro_loss
+from mmtrain.step.objective import Objective
 from mmtrain.step.passes import Passes
 from mmtrain.step.rates import step_rates
 from pipelines.batch import Batch
@@ -181,21 +182,24 @@ class MaskedRun:
         rank, world_size = self.ranks.rank, self.ranks.world_size
         micros = [micro_of(self.recipe, step=step, rank=rank, world_size=world_size)]
         rates = self.rates(step)
-        num_targets = count_targets(micros, self.recipe, self.ranks)
+        num_targets = self.objective.count_targets(micros)
         total, unions = torch.zeros(()), []
         for micro, masked in self.passes.each(micros):
-            made = micro_loss(
-                self.engine, micro, self.recipe, self.ranks,
-                num_targets=num_targets, rates=rates, masked=masked,
-            )  # fmt: skip
-            gradients.add(micro.task, made.share)
-            total += made.share.detach()
+            share = self.objective.micro_loss(
+                self.engine, micro, num_targets=num_targets, rates=rates, masked=masked
+            ).share
+            gradients.add(micro.task, share)
+            total += share.detach()
             unions.append(masked.subtasks)
         gradients.finish(step)
         if world_size > 1:
             dist.all_reduce(total)
         stats = self.engine.step(learning_rates=rates.learning_rates)
         return {"loss": float(total), "norm": stats.gradient_norm, "unions": unions}
+
+    @property
+    def objective(self) -> Objective:
+        return build_objective(self.recipe, self.ranks)
 
     def rates(self, step: int) -> Any:
         task = micro_of(self.recipe, step=step).task

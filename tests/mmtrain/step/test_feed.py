@@ -5,6 +5,7 @@ import pytest
 from mmtrain.checkpoint import Progress
 from mmtrain.engines.ranks import Ranks
 from mmtrain.recipe import load_recipe
+from mmtrain.run.components import build_feed
 from mmtrain.step import feed as feed_module
 from mmtrain.step.feed import Feed
 from pipelines.errors import StreamError
@@ -24,7 +25,7 @@ def manifests(tmp_path_factory):
 def feed(manifests) -> Feed:
     recipe = load_recipe("debug", ["schedule.name=accumulating", "engine.accumulation=2"])
     ranks = replace(Ranks.current(use_gpu=False), rank=1, world_size=3)
-    return Feed(recipe.with_(num_steps=4), manifests, ranks=ranks, start=Progress(step=0))
+    return build_feed(recipe.with_(num_steps=4), manifests, ranks=ranks, start=Progress(step=0))
 
 
 def streamed(monkeypatch, *, leave_out: int) -> None:

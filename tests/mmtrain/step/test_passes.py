@@ -12,7 +12,6 @@ from mmtrain.masks.config import PruningConfig
 from mmtrain.masks.objective import subtask_loss
 from mmtrain.models import resnet
 from mmtrain.recipe import load_recipe
-from mmtrain.step.objective import count_targets, micro_loss
 from mmtrain.step.passes import Passes, check_pruning
 from mmtrain.step.rates import step_rates
 from pipelines.errors import UnknownNameError
@@ -38,14 +37,13 @@ def pruning(**fields: object) -> PruningConfig:
 def shares_of(run: MaskedRun, *, step: int) -> list[Tensor]:
     """Each pass's share of the loss of a step, with its graph."""
     micros = [micro_of(run.recipe, step=step)]
-    num_targets = count_targets(micros, run.recipe, run.ranks)
+    num_targets = run.objective.count_targets(micros)
     return [
-        micro_loss(
-            run.engine, micro, run.recipe, run.ranks,
-            num_targets=num_targets, rates=run.rates(step), masked=masked,
+        run.objective.micro_loss(
+            run.engine, micro, num_targets=num_targets, rates=run.rates(step), masked=masked
         ).share
         for micro, masked in run.passes.each(micros)
-    ]  # fmt: skip
+    ]
 
 
 def gates_of(run: MaskedRun) -> list[UnitGate]:
