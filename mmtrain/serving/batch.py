@@ -39,7 +39,7 @@ class Queue:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice(Generic[K]):
+class NextBatch(Generic[K]):
     """What to do next: answer the queue of a key, or wait.
 
     Args:
@@ -51,7 +51,7 @@ class Choice(Generic[K]):
     wait_s: float | None = None
 
 
-def batch_policy(queues: Mapping[K, Queue], *, max_batch: int, wait_s: float) -> Choice[K]:
+def batch_policy(queues: Mapping[K, Queue], *, max_batch: int, wait_s: float) -> NextBatch[K]:
     """Which queue is answered now; of several that are ready, the one with the oldest job."""
     ready = {
         key: queue
@@ -59,9 +59,9 @@ def batch_policy(queues: Mapping[K, Queue], *, max_batch: int, wait_s: float) ->
         if queue.count >= min(max_batch, queue.expected) or queue.waited_s >= wait_s
     }
     if ready:
-        return Choice(key=max(ready, key=lambda key: ready[key].waited_s))
+        return NextBatch(key=max(ready, key=lambda key: ready[key].waited_s))
     left_s = (wait_s - queue.waited_s for queue in queues.values())
-    return Choice(wait_s=min(left_s, default=None))
+    return NextBatch(wait_s=min(left_s, default=None))
 
 
 @dataclass(slots=True, eq=False)
@@ -142,7 +142,7 @@ class Batcher(Generic[K, I, R]):
         await self._answer_jobs(key, jobs)
         self._remember(key, len(jobs) + len(queue))
 
-    def _choose(self) -> Choice[K]:
+    def _choose(self) -> NextBatch[K]:
         now_s = time.monotonic()
         queues = {
             key: Queue(len(jobs), now_s - jobs[0].came_s, self._expected.get(key, 1))
