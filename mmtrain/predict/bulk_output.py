@@ -212,7 +212,7 @@ def _committed(folder: Path) -> dict[int, PartReport]:
     """
     path = folder / PARTS
     lines = read_retried(path.read_bytes, path=path) if path.is_file() else b""
-    committed, end = {}, 0
+    committed, end = dict[int, PartReport](), 0
     for line in lines.splitlines(keepends=True):
         try:
             report = PartReport.model_validate_json(line if line.endswith(b"\n") else b"")

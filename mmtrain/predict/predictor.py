@@ -117,7 +117,7 @@ class Predictor:
         Tasks whose inputs are the same feature read one pass through the body.
 
         Args:
-            values: texts; for other inputs, paths (`str` or `Path`) or the files' bytes.
+            values: as `predict` takes them.
             modality: of the values; None where the model takes one alone, or all are paths whose
                 endings say it.
             batch_size: values answered together.
@@ -257,7 +257,7 @@ class Predictor:
         Raises:
             PredictionError: a value cannot be read; the message names it.
         """
-        batches = []
+        batches = list[TaskInputs]()
         for name in filter(self.tasks.__contains__, values):
             task, arrays = self.tasks[name], list[np.ndarray]()
             for value in values[name]:

@@ -78,7 +78,7 @@ class Batcher(Generic[K, I, R]):
         answer: key and items to results in the items' order; called in the thread.
         max_batch: items of a call at most.
         wait_s: longest wait for others.
-        on_batch: told the key and size of each batch.
+        on_batch: called with the key and size of each batch.
     """
 
     def __init__(
@@ -167,21 +167,21 @@ class Batcher(Generic[K, I, R]):
 
     async def _answer_jobs(self, key: K, jobs: Sequence[_Job[I, R]]) -> None:
         """Answers a batch; if that fails, each job alone, so that one cannot fail the others."""
-        there = [job for job in jobs if not job.answered.done()]
-        if not there:
+        waiting = [job for job in jobs if not job.answered.done()]
+        if not waiting:
             return
         loop = asyncio.get_running_loop()
-        items = [job.item for job in there]
+        items = [job.item for job in waiting]
         try:
             results = await loop.run_in_executor(self._thread, self._answer, key, items)
         except Exception as error:  # whatever it is, it is this job's answer
-            if len(there) > 1:
-                logger.warning("a batch of %d failed (%r); each alone", len(there), error)
-                for job in there:
+            if len(waiting) > 1:
+                logger.warning("a batch of %d failed (%r); each alone", len(waiting), error)
+                for job in waiting:
                     await self._answer_jobs(key, [job])
-            elif not there[0].answered.done():
-                there[0].answered.set_exception(error)
+            elif not waiting[0].answered.done():
+                waiting[0].answered.set_exception(error)
             return
-        for job, result in zip(there, results, strict=True):
+        for job, result in zip(waiting, results, strict=True):
             if not job.answered.done():
                 job.answered.set_result(result)

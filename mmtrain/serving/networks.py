@@ -278,7 +278,7 @@ def load_networks(sources: Iterable[ModelSource], *, device: str | None = None) 
         BundleError: one is not where it was; a replica on another machine needs models:/... or a
             folder that all machines see.
     """
-    networks = []
+    networks = list[Network]()
     for source in sources:
         predictor = Predictor.load(source.uri, device=device, tracking_uri=source.tracking_uri)
         networks.append(Network(predictor, uri=source.uri, named=source.named))

@@ -45,7 +45,7 @@ async def read_body(request: Request, *, guest: Guest, config: ServingConfig) ->
     promised = request.headers.get("content-length", "")
     if promised.isdecimal() and int(promised) > most:
         raise too_large("body", size=int(promised), most=most, unit="bytes")
-    chunks, size = [], 0
+    chunks, size = list[bytes](), 0
     try:
         with guest.uploading():
             async for chunk in _not_too_slow(request.stream(), config=config):
