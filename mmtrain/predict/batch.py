@@ -118,14 +118,12 @@ def batch_predict(
             todo = list(parts(opened, rows_a_part=rows_a_part))
             missing = [part for part in todo if part.number not in done]
             answered = _answer(missing, job, concurrency=concurrency, address=address)
-            total = sum(part.num_rows for part in todo)
             reports = list(done.values())
-            for progress in _record_all(answered, reports, job=job, total=total, began=began):
+            for progress in _record_all(answered, reports, job=job, todo=todo, began=began):
                 on_progress(progress)
             result = _result(reports, job, done=done, seconds=time.monotonic() - began)
             write_whole(out / COMPLETED, result.model_dump_json() + "\n")
-    _check_any(result)
-    return result
+    return _checked(result)
 
 
 def tasks_for(
@@ -221,10 +219,11 @@ def _record_all(
     reports: list[PartReport],
     *,
     job: BatchJob,
-    total: int,
+    todo: Sequence[Part],
     began: float,
 ) -> Iterator[BatchProgress]:
     """Notes each part in the folder and in `reports` as it is committed; how far it is then."""
+    total = sum(part.num_rows for part in todo)
     rows, failed = sum(one.num_rows for one in reports), sum(one.num_failed for one in reports)
     yield BatchProgress(rows, total, failed, time.monotonic() - began)
     for report in answered:
@@ -252,7 +251,12 @@ def _result(
     )
 
 
-def _check_any(result: BatchResult) -> None:
+def _checked(result: BatchResult) -> BatchResult:
+    """The result, if any row was answered.
+
+    Raises:
+        BatchError: none was.
+    """
     if result.num_rows == 0:
         raise BatchError("the data has no rows; nothing was predicted")
     if result.num_failed == result.num_rows:
@@ -261,3 +265,4 @@ def _check_any(result: BatchResult) -> None:
             f"none of {result.num_rows:,} rows could be read; {count:,} of them: {reason}. The "
             f"reasons are in {result.out}; check --input, --column and --task"
         )
+    return result

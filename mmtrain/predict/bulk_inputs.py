@@ -16,7 +16,7 @@ import csv
 import glob
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -320,13 +320,19 @@ def _parquet_rows(data: InputData, part: Part) -> Iterator[_Read]:
     (file,) = part.files
     with pq.ParquetFile(file) as table:
         batches = table.iter_batches(64, row_groups=[part.line], columns=[data.column])
-        cells = (cell for batch in batches for cell in batch.column(0))
-        stop = part.offset + part.num_rows
-        for row, cell in enumerate(islice(cells, part.offset, stop), start=part.offset):
+        cells = islice(_cells(batches, skip=part.offset), part.num_rows)
+        for row, cell in enumerate(cells, start=part.offset):
             value = cell.as_py()
             if not isinstance(value, str | bytes):
                 value = BadExampleError(f"{type(value).__name__}, no text or bytes")
             yield f"{file}:{part.line}:{row}", value if isinstance(value, str) else None, value
+
+
+def _cells(batches: Iterable[pa.RecordBatch], *, skip: int) -> Iterator[pa.Scalar]:
+    """The cells of the one column; batches that lie before the first are passed over whole."""
+    for batch in batches:
+        yield from batch.column(0).slice(min(skip, len(batch)))
+        skip = max(0, skip - len(batch))
 
 
 def _split_rows(manifest: Manifest, part: Part) -> Iterator[_Read]:

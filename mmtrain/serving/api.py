@@ -110,7 +110,7 @@ def _add_routes(app: FastAPI, service: Service, *, meters: Meters, peers: Collec
         networks = service.networks
         return TasksAnswer(
             tasks=[to_task(name, networks) for name in networks.tasks],
-            networks=[to_network(one, networks) for one in networks.networks],
+            networks=[to_network(one, whole=networks.whole_of(one)) for one in networks.networks],
             limits=service.config.limits,
         )
 

@@ -10,7 +10,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from mmtrain.serving.config import Limits, ServingConfig
+from mmtrain.serving.config import ServingConfig
 from mmtrain.serving.door import Guest
 from mmtrain.serving.inputs import Sent
 from mmtrain.serving.problems import RequestError, too_large
@@ -90,7 +90,7 @@ async def _not_too_slow(
         yield chunk
 
 
-async def parse_request(request: Request, body: bytes, *, limits: Limits) -> Question:
+async def parse_request(request: Request, body: bytes) -> Question:
     """What a body asks.
 
     Raises:
@@ -101,7 +101,7 @@ async def parse_request(request: Request, body: bytes, *, limits: Limits) -> Que
     if media == "application/json":
         return _from_json(body)
     if media == "multipart/form-data":
-        return _from_form(await _parse_form(request, body, limits=limits))
+        return _from_form(await _parse_form(request, body))
     raise RequestError(
         415,
         "the content type is not read",
@@ -128,7 +128,7 @@ def _malformed(error: ValidationError) -> RequestError:
     )
 
 
-async def _parse_form(request: Request, body: bytes, *, limits: Limits) -> FormData:
+async def _parse_form(request: Request, body: bytes) -> FormData:
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 

@@ -133,14 +133,14 @@ def to_answer(name: str, prediction: Prediction, *, task: BundleTask, network: i
     return Answer.model_validate(answer)
 
 
-def to_network(network: Network, networks: Networks) -> NetworkAnswer:
+def to_network(network: Network, *, whole: Network) -> NetworkAnswer:
     """A network as it is sent, beside the whole model that it is a part of."""
     return NetworkAnswer(
         uri=network.uri,
         tasks=list(network.tasks),
         subtasks=list(network.subtasks),
         parameters=network.num_parameters,
-        whole_parameters=networks.whole_of(network).num_parameters,
+        whole_parameters=whole.num_parameters,
         recipe=network.predictor.bundle.card.lineage.recipe,
     )
 
@@ -160,5 +160,5 @@ def to_task(name: str, networks: Networks) -> TaskAnswer:
         values=list(getattr(task.targets, "names", ())),
         takes=takes,
         subtasks=networks.subtasks_of(name) if networks.has_smaller(whole) else [],
-        network=to_network(whole, networks),
+        network=to_network(whole, whole=whole),
     )

@@ -96,7 +96,7 @@ class Service:
             left_s = self.config.timeout_s - (time.monotonic() - began_s)
             try:
                 async with asyncio.timeout(max(left_s, 0.0)):
-                    question = await parse_request(request, body, limits=self.config.limits)
+                    question = await parse_request(request, body)
                     answered = await self._answer(question)
             except TimeoutError:
                 raise self._too_slow(504, "there was no answer in time") from None
@@ -174,7 +174,10 @@ class Service:
             for of in answered
             for name, prediction in of.by_task.items()
         ]
-        described = [to_network(network, self.networks) for network in networks.values()]
+        described = [
+            to_network(network, whole=self.networks.whole_of(network))
+            for network in networks.values()
+        ]
         return PredictAnswer(answers=answers, networks=described, seconds=seconds)
 
     def _too_slow(self, status: int, cause: str) -> RequestError:
