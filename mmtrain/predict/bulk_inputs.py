@@ -121,12 +121,13 @@ def open_input(uri: str, *, column: str | None = None) -> InputData:
     if not files:
         raise BatchInputError(f"no files at {uri}; give a folder, a file or a pattern")
     kind = _kind(files, single=path.is_file())
-    data = InputData(uri, kind, files, column or DEFAULT_COLUMN, _digest(files))
-    if kind in TABLES.values():
-        _check_column(data)
-    elif column:
+    if column and kind not in TABLES.values():
         raise BatchInputError(f"--column {column} is of tables; {uri} is read as {kind}")
-    return data
+    column = column or DEFAULT_COLUMN
+    for file in files if kind in ("tsv", "csv", "parquet") else ():
+        if column not in (names := _columns(kind, file)):
+            raise UnknownNameError(f"column of {file}", column, names)
+    return InputData(uri, kind, files, column, _digest(files))
 
 
 def parts(data: InputData, *, rows_a_part: int) -> Iterator[Part]:
@@ -209,13 +210,6 @@ def _digest(files: tuple[str, ...]) -> str:
     facts = [(file, Path(file).stat()) for file in files]
     held = [[file, stat.st_size, stat.st_mtime_ns] for file, stat in facts]
     return hashlib.sha256(json.dumps(held).encode()).hexdigest()
-
-
-def _check_column(data: InputData) -> None:
-    for file in data.files if data.kind != "jsonl" else ():
-        names = _columns(data.kind, file)
-        if data.column not in names:
-            raise UnknownNameError(f"column of {file}", data.column, names)
 
 
 def _columns(kind: InputKind, file: str) -> tuple[str, ...]:
