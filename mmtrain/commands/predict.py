@@ -14,7 +14,7 @@ from mmtrain.commands.options import Address, AsJson, console, errors
 from pipelines.errors import MMTrainError
 
 if TYPE_CHECKING:
-    from mmtrain.predict.batch import BatchProgress, BatchResult, Told
+    from mmtrain.predict.batch import BatchProgress, BatchResult, OnProgress
 
 
 class UsageError(MMTrainError):
@@ -73,11 +73,11 @@ def predict(
         raise UsageError(f"give inputs or --input, not both: {inputs[0]!r} and {data!r}")
     from mmtrain.predict.batch import batch_predict
 
-    with _display(errors if as_json else console) as told:
+    with _display(errors if as_json else console) as on_progress:
         result = batch_predict(
             model, data=data, out=out, task=task, modality=modality, column=column,
             batch_size=batch_size, beam_size=beam, rows_a_part=rows_a_part,
-            concurrency=concurrency, address=address, told=told,
+            concurrency=concurrency, address=address, on_progress=on_progress,
         )  # fmt: skip
     _print_result(result, as_json=as_json)
 
@@ -90,10 +90,10 @@ def _print_answers(
 
     predictor = Predictor.load(model)
     if task:
-        said = [{task: p} for p in predictor.predict(task, inputs, beam_size=beam)]
+        answers = [{task: one} for one in predictor.predict(task, inputs, beam_size=beam)]
     else:
-        said = predictor.predict_all(inputs, modality=modality, beam_size=beam)
-    for value, by_task in zip(inputs, said, strict=True):
+        answers = predictor.predict_all(inputs, modality=modality, beam_size=beam)
+    for value, by_task in zip(inputs, answers, strict=True):
         for name, prediction in by_task.items():
             if as_json:
                 print(json.dumps({"input": value, "task": name, **prediction.to_dict()}))
@@ -104,7 +104,7 @@ def _print_answers(
 
 def _print_result(result: "BatchResult", *, as_json: bool) -> None:
     if as_json:
-        print(json.dumps(result.to_dict(), indent=1))
+        print(result.model_dump_json(indent=1))
         return
     resumed = f", {result.resumed_rows:,} of them before" if result.resumed_rows else ""
     lines = [
@@ -119,7 +119,7 @@ def _print_result(result: "BatchResult", *, as_json: bool) -> None:
 
 
 @contextmanager
-def _display(shown: Console) -> "Iterator[Told]":
+def _display(shown: Console) -> "Iterator[OnProgress]":
     """A bar of rows; where there is no terminal, a line each tenth of the way."""
     if shown.is_terminal:
         columns: tuple[Any, ...] = (
@@ -141,7 +141,7 @@ def _display(shown: Console) -> "Iterator[Told]":
         nonlocal tenths
         if (tenth := 10 * now.done // max(1, now.total)) > tenths:
             tenths = tenth
-            said = f"{now.done:,} of {now.total:,} rows, {now.failed:,} failed, "
-            shown.print(f"{said}{now.elapsed_s:.0f} s", highlight=False, soft_wrap=True)
+            rows = f"{now.done:,} of {now.total:,} rows, {now.failed:,} failed"
+            shown.print(f"{rows}, {now.elapsed_s:.0f} s", highlight=False, soft_wrap=True)
 
     yield line

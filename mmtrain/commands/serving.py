@@ -45,7 +45,7 @@ def serve(
     """Serve models over HTTP: a page at /, an API at /docs."""
     from mmtrain.serving.config import Limits, ServingConfig
     from mmtrain.serving.networks import find_sources
-    from mmtrain.serving.serve import Place, serve_forever
+    from mmtrain.serving.serve import ServerPlace, serve_forever
 
     config = ServingConfig.model_validate(
         {
@@ -57,5 +57,5 @@ def serve(
             "limits": Limits(max_upload_bytes=max_upload_mb * 2**20),
         }
     )
-    place = Place(host, port, replicas=replicas, cpus=cpus, gpus=gpus, address=address)
+    place = ServerPlace(host, port, replicas=replicas, cpus=cpus, gpus=gpus, address=address)
     serve_forever(find_sources(models, tracking_uri=tracking), config=config, place=place)

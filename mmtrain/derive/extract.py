@@ -16,18 +16,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from pydantic import ValidationError
 
-from mmtrain.bundle import (
-    Bundle,
-    BundleTask,
-    Lineage,
-    Parent,
-    find_bundle,
-    load_bundle,
-    save_bundle,
-)
+from mmtrain.bundle import Bundle, BundleTask, Lineage, Parent, save_bundle
 from mmtrain.files import BUNDLE, CHECKPOINTS, RECIPE
 from mmtrain.models.fitting import filled
 from mmtrain.models.model import ModelConfig, MultiTaskModel, build_model
+from mmtrain.predict.open import open_model as open_trained
 from mmtrain.recipe import Recipe
 from pipelines import modalities
 from pipelines.errors import MMTrainError, UnknownNameError
@@ -192,19 +185,9 @@ def open_model(uri: str, *, tracking_uri: str | None = None) -> Opened:
         BundleError: there is no such bundle, or it changed.
         RegistryError: there is no such version.
     """
-    if uri.startswith("models:/"):
-        from mmtrain.store import models as model_registry  # imports MLflow: seconds
-
-        fixed = model_registry.fixed_uri(uri, tracking_uri=tracking_uri)
-        bundle = model_registry.download_bundle(fixed, tracking_uri=tracking_uri)
-        text = model_registry.download_recipe(bundle, tracking_uri=tracking_uri)
-        return Opened(bundle, fixed, fixed, _recipe_of(bundle, text), tracking_uri)
-    folder = find_bundle(Path(uri))
-    bundle, run = load_bundle(folder), _run_folder(folder)
-    path, store = run / RECIPE, run / "mlruns.db"
-    text = path.read_text(encoding="utf-8") if path.is_file() else None
-    found = f"sqlite:///{store.resolve()}" if store.is_file() else None
-    return Opened(bundle, str(folder.resolve()), None, _recipe_of(bundle, text), found)
+    model = open_trained(uri, tracking_uri=tracking_uri)
+    recipe = _recipe_of(model.bundle, model.read_recipe_json())
+    return Opened(model.bundle, model.uri, model.version, recipe, model.tracking_uri)
 
 
 def extract_and_register(
@@ -266,11 +249,6 @@ def tuning_recipe(uri: str, *, tracking_uri: str | None = None) -> Recipe:
         )
     recipe = opened.recipe.only(tuple(opened.bundle.card.tasks))
     return recipe.with_(name=f"{recipe.name}_tuned", init_from=opened.uri)
-
-
-def _run_folder(bundle: Path) -> Path:
-    """The run's folder: beside `bundle`, or above the `bundles` of a run."""
-    return bundle.parent.parent if bundle.parent.name == "bundles" else bundle.parent
 
 
 def _recipe_of(bundle: Bundle, text: str | None) -> Recipe | None:

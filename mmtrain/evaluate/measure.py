@@ -140,7 +140,8 @@ def _decoded(
     nll, num_correct, num_targets = 0.0, 0, 0
     for batch in batches:
         arrays = [example.inputs for example in batch]
-        answers += predictor.predict_arrays(task, arrays, beam_size=config.beam_size)
+        decoded = predictor.predict_batch([task], arrays, beam_size=config.beam_size)
+        answers += [by_task[task] for by_task in decoded]
         references += [predictor.decode_target(task, example.targets) for example in batch]
         sums = teacher_forced(predictor, task=task, examples=batch)
         nll += float(sums.loss)

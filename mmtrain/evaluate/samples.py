@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 
 from mmtrain.evaluate.drawing import draw_prediction, draw_target, is_drawn
 from mmtrain.evaluate.results import Sample
-from mmtrain.predict.predictor import Prediction, Predictor
+from mmtrain.predict.answers import Prediction
+from mmtrain.predict.predictor import Predictor
 from pipelines import modalities, readers
 from pipelines.errors import MMTrainError
 from pipelines.shards import Example, Manifest

@@ -7,32 +7,33 @@ What is killed goes on where it stopped, and ends with the same parts.
 
 import os
 import pickle
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray.data
 import torch
+from pydantic import BaseModel, ConfigDict
 
-from mmtrain.bundle import Bundle, BundleTask, find_bundle, load_bundle, load_card
+from mmtrain.bundle import BundleTask, load_bundle, load_card
 from mmtrain.cluster import cluster_of
 from mmtrain.predict.bulk_answers import MAX_REASONS, BatchJob, predict_part
 from mmtrain.predict.bulk_inputs import InputData, Part, open_input, parts
-from mmtrain.predict.bulk_output import PartReport, Request, complete, open_output, record
+from mmtrain.predict.bulk_output import COMPLETED, PartReport, Request, open_output, record
+from mmtrain.predict.open import bundle_folder
 from mmtrain.predict.predictor import Predictor
+from mmtrain.predict.values import choose_tasks
 from mmtrain.process.environment import environment
-from pipelines import modalities
 from pipelines.build import quiet_context
-from pipelines.errors import MMTrainError, UnknownNameError
+from pipelines.errors import MMTrainError
+from pipelines.files import write_whole
 
 _MAX_BLOCKS = 2000  # parts travel in as many blocks at most; a block's actor takes them in turn
 
-Told = Callable[["BatchProgress"], object]
+OnProgress = Callable[["BatchProgress"], object]
 
 
 class BatchError(MMTrainError):
@@ -49,9 +50,10 @@ class BatchProgress:
     elapsed_s: float
 
 
-@dataclass(frozen=True, slots=True)
-class BatchResult:
+class BatchResult(BaseModel):
     """A batch prediction that has ended. `reasons` counts rows without an answer by why."""
+
+    model_config = ConfigDict(frozen=True)
 
     out: Path
     tasks: tuple[str, ...]
@@ -60,20 +62,7 @@ class BatchResult:
     num_parts: int
     resumed_rows: int
     seconds: float
-    reasons: Mapping[str, int]
-
-    def to_dict(self) -> dict[str, object]:
-        """As JSON holds it."""
-        return {
-            "out": str(self.out),
-            "tasks": list(self.tasks),
-            "num_rows": self.num_rows,
-            "num_failed": self.num_failed,
-            "num_parts": self.num_parts,
-            "resumed_rows": self.resumed_rows,
-            "seconds": self.seconds,
-            "reasons": dict(self.reasons),
-        }
+    reasons: dict[str, int]
 
 
 def batch_predict(
@@ -89,7 +78,7 @@ def batch_predict(
     rows_a_part: int = 1000,
     concurrency: int | None = None,
     address: str | None = None,
-    told: Told = lambda progress: None,
+    on_progress: OnProgress = lambda progress: None,
 ) -> BatchResult:
     """Answers all rows of some data; a call that was killed is gone on with by the same call.
 
@@ -105,85 +94,59 @@ def batch_predict(
         rows_a_part: rows of a part at most.
         concurrency: actors, each with the model; None: by the machine.
         address: Ray cluster; None: one on this machine, which ends with the call.
-        told: takes how far it is.
+        on_progress: called with how far it is, after each part.
 
     Raises:
         MMTrainError: of the kind that says what the user can mend.
     """
-    began = time.monotonic()
+    began, out = time.monotonic(), out.absolute()
     opened = open_input(data, column=column)
-    with _local_bundle(model, out=out.absolute()) as bundle:
+    with bundle_folder(model, beside=out) as (bundle, _):
         card, digest = load_card(bundle)
-        tasks = choose_tasks(card.tasks, data=opened, task=task, modality=modality)
-        job = BatchJob(
-            bundle=bundle.absolute(),
-            digest=digest,
-            data=opened,
-            tasks=tasks,
-            out=out.absolute(),
-            format="jsonl" if out.suffix == ".jsonl" else "parquet",
-            batch_size=batch_size,
-            beam_size=beam_size,
-        )
         request = Request(
             model=digest,
             input=opened.digest,
             column=opened.column,
-            tasks=tasks,
+            tasks=tasks_for(opened, card.tasks, task=task, modality=modality),
             beam_size=beam_size,
             rows_a_part=rows_a_part,
-            format=job.format,
+            format="jsonl" if out.suffix == ".jsonl" else "parquet",
             model_uri=model,
             input_uri=opened.uri,
         )
-        with open_output(job.out, request) as done:
+        job = BatchJob(bundle, opened, out, request, batch_size)
+        with open_output(out, request) as done:
             todo = list(parts(opened, rows_a_part=rows_a_part))
             missing = [part for part in todo if part.number not in done]
-            reports = _answer(missing, job, concurrency=concurrency, address=address)
-            told_all = _noting(reports, todo, done=done, job=job, told=told, began=began)
-            result = _result(told_all, job, done=done, seconds=time.monotonic() - began)
-            complete(job.out, result.to_dict())
-    _check_any(result)
-    return result
+            answered = _answer(missing, job, concurrency=concurrency, address=address)
+            reports = list(done.values())
+            for progress in _record_all(answered, reports, job=job, todo=todo, began=began):
+                on_progress(progress)
+            result = _result(reports, job, done=done, seconds=time.monotonic() - began)
+            write_whole(out / COMPLETED, result.model_dump_json() + "\n")
+    return _checked(result)
 
 
-def choose_tasks(
-    tasks: Mapping[str, BundleTask], *, data: InputData, task: str | None, modality: str | None
+def tasks_for(
+    data: InputData, tasks: Mapping[str, BundleTask], *, task: str | None, modality: str | None
 ) -> tuple[str, ...]:
-    """The tasks that answer.
+    """The tasks that answer some data; see `choose_tasks`.
 
     Raises:
-        UnknownNameError: the model has no such task or modality.
-        BatchError: the model takes several modalities and none is named; or a built split has
-            other inputs.
+        BatchError: a built split has other inputs than the tasks.
     """
-    takes = tuple(dict.fromkeys(one.inputs.modality for one in tasks.values()))
-    if task is not None:
-        if task not in tasks:
-            raise UnknownNameError("task of the model", task, tuple(tasks))
-        chosen = (task,)
-    else:
-        built = data.manifest.task.inputs.modality if data.manifest else None
-        named = modalities.named_by_files(data.files) if data.kind == "files" else None
-        modality = modality or built or (takes[0] if len(takes) == 1 else named)
-        if modality is None:
-            raise BatchError(
-                f"the model takes {', '.join(takes)}; name the task (--task) or the modality of "
-                "the inputs (--modality)"
-            )
-        if modality not in takes:
-            raise UnknownNameError("modality of the model", modality, takes)
-        chosen = tuple(name for name, one in tasks.items() if one.inputs.modality == modality)
     if data.manifest is None:
-        return chosen
-    built = data.manifest.task.inputs.as_asked()
-    alike = tuple(name for name in chosen if tasks[name].inputs.as_asked() == built)
-    if not alike:
+        files = data.files if data.kind == "files" else ()
+        return choose_tasks(tasks, task=task, modality=modality, files=files)
+    built = data.manifest.task.inputs
+    chosen = choose_tasks(tasks, task=task, modality=modality or built.modality)
+    same = tuple(name for name in chosen if tasks[name].inputs.as_asked() == built.as_asked())
+    if not same:
         raise BatchError(
-            f"{data.uri} was built for {data.manifest.task.inputs}, the inputs of "
-            f"{', '.join(chosen)} are others; give the raw files"
+            f"{data.uri} was built for {built}, the inputs of {', '.join(chosen)} are others; give "
+            "the raw files"
         )
-    return alike
+    return same
 
 
 # ---- on Ray
@@ -195,14 +158,14 @@ class PartAnswerer:
     def __init__(self, job: BatchJob) -> None:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
         self._job = job
-        bundle: Bundle = load_bundle(job.bundle)
-        if bundle.digest != job.digest:
+        bundle = load_bundle(job.bundle)
+        if bundle.digest != job.request.model:
             raise BatchError(f"{job.bundle} changed while it was read; start again")
         self._predictor = Predictor(bundle)
 
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:  # Any: Ray Data's columns
-        """Parts in, reports out; what is the user's to mend travels as a message."""
-        return {"report": [self._report(pickle.loads(part)) for part in batch["part"]]}
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:  # Any: Ray Data's columns
+        """A part in, its report out; what is the user's to mend travels as a message."""
+        return {"report": self._report(pickle.loads(row["part"]))}
 
     def _report(self, part: Part) -> bytes:
         try:
@@ -233,12 +196,11 @@ def _answer(
             )
         with ray.data.DataContext.current(quiet_context()):
             items = [{"part": pickle.dumps(part)} for part in missing]
-            dataset = ray.data.from_items(
-                items, override_num_blocks=min(len(items), _MAX_BLOCKS)
-            ).map_batches(
-                PartAnswerer,
+            blocks = min(len(items), _MAX_BLOCKS)
+            answerer: Any = PartAnswerer  # Ray 2.60's types of `map` leave out classes
+            dataset = ray.data.from_items(items, override_num_blocks=blocks).map(
+                answerer,
                 fn_constructor_args=(job,),
-                batch_size=1,
                 compute=ray.data.ActorPoolStrategy(size=size),
                 num_cpus=0 if gpus else 1,
                 num_gpus=1 if gpus else None,
@@ -250,43 +212,26 @@ def _answer(
                 yield report
 
 
-@contextmanager
-def _local_bundle(model: str, *, out: Path) -> Iterator[Path]:
-    """The bundle's folder; a registered version is downloaded beside the output, for all actors."""
-    if not model.startswith("models:/"):
-        yield find_bundle(Path(model))
-        return
-    from mmtrain.store.models import fetch, fixed_uri  # imports MLflow: seconds
-
-    fixed = fixed_uri(model)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.model.") as temporary:
-        yield fetch(fixed, folder=Path(temporary))
+# ---- how far it is, and what came of it
 
 
-# ---- what is told
-
-
-def _noting(
-    reports: Iterable[PartReport],
-    todo: Sequence[Part],
+def _record_all(
+    answered: Iterable[PartReport],
+    reports: list[PartReport],
     *,
-    done: Mapping[int, PartReport],
     job: BatchJob,
-    told: Told,
+    todo: Sequence[Part],
     began: float,
-) -> list[PartReport]:
-    """Notes each part in the folder as it is committed, and tells how far it is."""
+) -> Iterator[BatchProgress]:
+    """Notes each part in the folder and in `reports` as it is committed; how far it is then."""
     total = sum(part.num_rows for part in todo)
-    noted = list(done.values())
-    rows, failed = sum(one.num_rows for one in noted), sum(one.num_failed for one in noted)
-    told(BatchProgress(rows, total, failed, time.monotonic() - began))
-    for report in reports:
+    rows, failed = sum(one.num_rows for one in reports), sum(one.num_failed for one in reports)
+    yield BatchProgress(rows, total, failed, time.monotonic() - began)
+    for report in answered:
         record(job.out, report)
-        noted.append(report)
+        reports.append(report)
         rows, failed = rows + report.num_rows, failed + report.num_failed
-        told(BatchProgress(rows, total, failed, time.monotonic() - began))
-    return noted
+        yield BatchProgress(rows, total, failed, time.monotonic() - began)
 
 
 def _result(
@@ -297,7 +242,7 @@ def _result(
         reasons.update(report.failures)
     return BatchResult(
         out=job.out,
-        tasks=job.tasks,
+        tasks=job.request.tasks,
         num_rows=sum(report.num_rows for report in reports),
         num_failed=sum(report.num_failed for report in reports),
         num_parts=len(reports),
@@ -307,7 +252,12 @@ def _result(
     )
 
 
-def _check_any(result: BatchResult) -> None:
+def _checked(result: BatchResult) -> BatchResult:
+    """The result, if any row was answered.
+
+    Raises:
+        BatchError: none was.
+    """
     if result.num_rows == 0:
         raise BatchError("the data has no rows; nothing was predicted")
     if result.num_failed == result.num_rows:
@@ -316,3 +266,4 @@ def _check_any(result: BatchResult) -> None:
             f"none of {result.num_rows:,} rows could be read; {count:,} of them: {reason}. The "
             f"reasons are in {result.out}; check --input, --column and --task"
         )
+    return result

@@ -8,16 +8,17 @@
 
 A part is a range of rows with the place where they start, so that any process reads it alone, in
 bounded memory. Rows come in a fixed order: files by path, records as they stand; empty lines count
-for none. A row that cannot be read keeps its place and says why.
+for none. A row that cannot be read keeps its place and says why: the readers of pyarrow, and with
+them Ray Data's, give up a whole file for one bad record and say no record's place.
 """
 
-import codecs
 import csv
 import glob
 import hashlib
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -25,16 +26,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.errors import MMTrainError, UnknownNameError
+from mmtrain.predict.values import Value
+from pipelines.errors import BadExampleError, MMTrainError, UnknownNameError
 from pipelines.shards import COMPLETED, MANIFEST, Manifest, ShardReader, open_manifest
 
-Kind = Literal["files", "jsonl", "tsv", "csv", "txt", "parquet", "split"]
+InputKind = Literal["files", "jsonl", "tsv", "csv", "txt", "parquet", "split"]
 
-TABLES: dict[str, Kind] = {
+TABLES: dict[str, InputKind] = {
     ".jsonl": "jsonl", ".tsv": "tsv", ".csv": "csv", ".parquet": "parquet"
 }  # fmt: skip
 DEFAULT_COLUMN = "input"
+_WITH_HEADER = ("tsv", "csv")
 _MAX_RECORD_BYTES = 2**26
+
+_Read = tuple[str, str | None, Value]  # origin, what is shown, value; see `Row`
 
 
 class BatchInputError(MMTrainError):
@@ -55,7 +60,7 @@ class InputData:
     """
 
     uri: str
-    kind: Kind
+    kind: InputKind
     files: tuple[str, ...]
     column: str
     digest: str
@@ -85,13 +90,19 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One input. `value` is what `encode` takes, or an encoded array; None: see `problem`."""
+    """One input.
+
+    Args:
+        number: of the row in the data, from 0.
+        origin: where it stands, for a person: file, line or row.
+        shown: the input as the output repeats it; None: bytes or an array.
+        value: text, path, a file's bytes or an encoded array; an error: why there is none.
+    """
 
     number: int
     origin: str
-    shown: str | None = None
-    value: str | bytes | Path | np.ndarray | None = field(default=None, compare=False)
-    problem: str | None = None
+    shown: str | None
+    value: Value
 
 
 def open_input(uri: str, *, column: str | None = None) -> InputData:
@@ -110,37 +121,64 @@ def open_input(uri: str, *, column: str | None = None) -> InputData:
     if not files:
         raise BatchInputError(f"no files at {uri}; give a folder, a file or a pattern")
     kind = _kind(files, single=path.is_file())
-    data = InputData(uri, kind, files, column or DEFAULT_COLUMN, _digest(files))
-    if kind in TABLES.values():
-        _check_column(data)
-    elif column:
+    if column and kind not in TABLES.values():
         raise BatchInputError(f"--column {column} is of tables; {uri} is read as {kind}")
-    return data
+    column = column or DEFAULT_COLUMN
+    for file in files if kind in ("tsv", "csv", "parquet") else ():
+        if column not in (names := _columns(kind, file)):
+            raise UnknownNameError(f"column of {file}", column, names)
+    return InputData(uri, kind, files, column, _digest(files))
 
 
 def parts(data: InputData, *, rows_a_part: int) -> Iterator[Part]:
     """The parts of the data, in order; tables are read through once to find where they start."""
+    first_row = 0
+    for number, (num_rows, files, offset, line) in enumerate(_places(data, rows_a_part)):
+        yield Part(number, first_row, num_rows, files, offset, line)
+        first_row += num_rows
+
+
+def _places(data: InputData, size: int) -> Iterator[tuple[int, tuple[str, ...], int, int]]:
+    """Rows, files, offset and line of each part of at most `size` rows."""
     if data.manifest is not None:
-        yield from _ranges(data.manifest.num_examples, rows_a_part, files=data.files)
+        for count, offset in _ranges(data.manifest.num_examples, size):
+            yield count, data.files, offset, 0
     elif data.kind == "files":
-        for number, start in enumerate(range(0, len(data.files), rows_a_part)):
-            files = data.files[start : start + rows_a_part]
-            yield Part(number, start, len(files), files)
+        for count, offset in _ranges(len(data.files), size):
+            yield count, data.files[offset : offset + count], 0, 0
+    elif data.kind == "parquet":
+        for file in data.files:
+            metadata = pq.read_metadata(file)
+            for group in range(metadata.num_row_groups):
+                for count, offset in _ranges(metadata.row_group(group).num_rows, size):
+                    yield count, (file,), offset, group
     else:
-        yield from _table_parts(data, rows_a_part)
+        for file in data.files:
+            records = _records(file, kind=data.kind)
+            if data.kind in _WITH_HEADER:
+                next(records, None)
+            for first in records:
+                count = 1 + sum(1 for _ in islice(records, size - 1))
+                yield count, (file,), first.offset, first.line
+
+
+def _ranges(total: int, size: int) -> list[tuple[int, int]]:
+    """Length and start of each range of at most `size` of `total` rows."""
+    return [(min(size, total - start), start) for start in range(0, total, size)]
 
 
 def read_rows(data: InputData, part: Part) -> Iterator[Row]:
     """The rows of a part, in order, one after another."""
     if data.manifest is not None:
-        yield from _split_rows(data.manifest, part)
+        rows = _split_rows(data.manifest, part)
     elif data.kind == "files":
-        for number, file in enumerate(part.files, start=part.first_row):
-            yield Row(number, file, file, Path(file))
+        rows = ((file, file, Path(file)) for file in part.files)
     elif data.kind == "parquet":
-        yield from _parquet_rows(data, part)
+        rows = _parquet_rows(data, part)
     else:
-        yield from _record_rows(data, part)
+        rows = _record_rows(data, part)
+    for number, (origin, shown, value) in enumerate(rows, start=part.first_row):
+        yield Row(number, origin, shown, value)
 
 
 # ---- what there is
@@ -155,7 +193,7 @@ def _find(uri: str) -> list[Path]:
     return sorted(file for file in found if file.is_file() and not file.name.startswith(hidden))
 
 
-def _kind(files: tuple[str, ...], *, single: bool) -> Kind:
+def _kind(files: tuple[str, ...], *, single: bool) -> InputKind:
     suffixes = {Path(file).suffix.lower() for file in files}
     tables = suffixes & set(TABLES)
     if tables and len(suffixes) > 1:
@@ -174,64 +212,14 @@ def _digest(files: tuple[str, ...]) -> str:
     return hashlib.sha256(json.dumps(held).encode()).hexdigest()
 
 
-def _check_column(data: InputData) -> None:
-    for file in data.files if data.kind != "jsonl" else ():
-        names = _columns(data.kind, file)
-        if data.column not in names:
-            raise UnknownNameError(f"column of {file}", data.column, names)
-
-
-def _columns(kind: Kind, file: str) -> tuple[str, ...]:
+def _columns(kind: InputKind, file: str) -> tuple[str, ...]:
+    """Names of the columns of a table that has such, from its schema or header."""
     if kind == "parquet":
         try:
             return tuple(pq.read_schema(file).names)
         except (pa.ArrowInvalid, OSError) as error:
             raise BatchInputError(f"{file} is not read as Parquet: {error}") from None
-    with Path(file).open("rb") as stream:
-        return next((record.cells for record in _records(stream, kind=kind, file=file)), ())
-
-
-# ---- parts of tables
-
-
-def _ranges(total: int, size: int, *, files: tuple[str, ...]) -> Iterator[Part]:
-    for number, start in enumerate(range(0, total, size)):
-        yield Part(number, start, min(size, total - start), files)
-
-
-def _table_parts(data: InputData, size: int) -> Iterator[Part]:
-    number = row = 0
-    for file in data.files:
-        found = _parquet_places(file, size) if data.kind == "parquet" else _places(data, file, size)
-        for count, offset, line in found:
-            yield Part(number, row, count, (file,), offset, line)
-            number, row = number + 1, row + count
-
-
-def _parquet_places(file: str, size: int) -> Iterator[tuple[int, int, int]]:
-    metadata = pq.read_metadata(file)
-    for group in range(metadata.num_row_groups):
-        total = metadata.row_group(group).num_rows
-        for start in range(0, total, size):
-            yield min(size, total - start), start, group
-
-
-def _places(data: InputData, file: str, size: int) -> Iterator[tuple[int, int, int]]:
-    """(records, offset, line) of each range of `size` records of a file."""
-    count, start = 0, (0, 0)
-    with Path(file).open("rb") as stream:
-        records = _records(stream, kind=data.kind, file=file)
-        if data.kind in ("tsv", "csv"):
-            next(records, None)
-        for record in records:
-            if count == size:
-                yield count, *start
-                count = 0
-            if count == 0:
-                start = (record.offset, record.line)
-            count += 1
-    if count:
-        yield count, *start
+    return next((record.cells for record in _records(file, kind=kind)), ())
 
 
 # ---- records of a file of lines
@@ -245,63 +233,59 @@ class _Record:
 
 
 class _Lines:
-    """Lines of a file as text, bounded, with how far it was read."""
+    """Lines of a file as text, bounded, with the byte and the number of the next one."""
 
-    def __init__(self, stream: BinaryIO, *, line: int, file: str) -> None:
-        self._stream, self._file = stream, file
-        self.offset, self.line = stream.tell(), line
+    def __init__(self, stream: BinaryIO, *, line: int) -> None:
+        self._stream, self.line = stream, line
+        self.offset = stream.tell()
 
     def __iter__(self) -> Iterator[str]:
-        while text := self._stream.readline(_MAX_RECORD_BYTES + 1):
-            if len(text) > _MAX_RECORD_BYTES:
-                raise BatchInputError(
-                    f"{self._file}:{self.line}: a line of more than {_MAX_RECORD_BYTES:,} bytes"
-                )
-            mark = codecs.BOM_UTF8 if self.offset == 0 else b""
-            self.offset, self.line = self.offset + len(text), self.line + 1
-            yield text.removeprefix(mark).decode("utf-8", "surrogateescape")
+        while contents := self._stream.readline(_MAX_RECORD_BYTES + 1):
+            if len(contents) > _MAX_RECORD_BYTES:
+                where = f"{self._stream.name}:{self.line}"
+                raise BatchInputError(f"{where}: a line of more than {_MAX_RECORD_BYTES:,} bytes")
+            text = contents.decode("utf-8", "surrogateescape")
+            text = text.removeprefix("\ufeff") if self.offset == 0 else text
+            self.offset, self.line = self.offset + len(contents), self.line + 1
+            yield text
 
 
-def _records(stream: BinaryIO, *, kind: Kind, file: str, line: int = 1) -> Iterator[_Record]:
-    """Records from where the stream stands, which is the start of a line of that number."""
-    lines = _Lines(stream, line=line, file=file)
-    start = (lines.offset, line)
-    if kind == "csv":
-        csv.field_size_limit(_MAX_RECORD_BYTES)
-        try:
-            for cells in csv.reader(lines):
-                if cells:
-                    yield _Record(*start, tuple(cells))
-                start = (lines.offset, lines.line)
-        except csv.Error as error:
-            raise BatchInputError(f"{file}:{start[1]}: not CSV: {error}") from None
-        return
-    for text in lines:
-        text = text.rstrip("\r\n")
-        if text.strip():
-            yield _Record(*start, tuple(text.split("\t")) if kind == "tsv" else (text,))
-        start = (lines.offset, lines.line)
-
-
-def _record_rows(data: InputData, part: Part) -> Iterator[Row]:
-    (file,) = part.files
-    names = _columns(data.kind, file) if data.kind in ("tsv", "csv") else ()
+def _records(file: str, *, kind: InputKind, offset: int = 0, line: int = 1) -> Iterator[_Record]:
+    """Records from a byte on, which is the start of a line of that number; blank ones are none."""
     with Path(file).open("rb") as stream:
-        stream.seek(part.offset)
-        records = _records(stream, kind=data.kind, file=file, line=part.line)
-        for number, record in zip(
-            range(part.first_row, part.first_row + part.num_rows), records, strict=False
-        ):
-            origin = f"{file}:{record.line}"
-            try:
-                value = _cell(record, data=data, names=names)
-                value.encode("utf-8")
-            except UnicodeEncodeError:
-                yield Row(number, origin, problem="not UTF-8")
-            except ValueError as error:
-                yield Row(number, origin, problem=str(error))
-            else:
-                yield Row(number, origin, value, value)
+        stream.seek(offset)
+        lines = _Lines(stream, line=line)
+        csv.field_size_limit(_MAX_RECORD_BYTES)
+        rows = csv.reader(lines) if kind == "csv" else (_split(text, kind=kind) for text in lines)
+        try:
+            for cells in rows:
+                if cells:
+                    yield _Record(offset, line, tuple(cells))
+                offset, line = lines.offset, lines.line
+        except csv.Error as error:
+            raise BatchInputError(f"{file}:{line}: not CSV: {error}") from None
+
+
+def _split(text: str, *, kind: InputKind) -> list[str]:
+    text = text.rstrip("\r\n")
+    return (text.split("\t") if kind == "tsv" else [text]) if text.strip() else []
+
+
+def _record_rows(data: InputData, part: Part) -> Iterator[_Read]:
+    (file,) = part.files
+    names = _columns(data.kind, file) if data.kind in _WITH_HEADER else ()
+    records = _records(file, kind=data.kind, offset=part.offset, line=part.line)
+    for record in islice(records, part.num_rows):
+        origin = f"{file}:{record.line}"
+        try:
+            value = _cell(record, data=data, names=names)
+            value.encode("utf-8")
+        except UnicodeEncodeError:
+            yield origin, None, BadExampleError("not UTF-8")
+        except ValueError as error:
+            yield origin, None, BadExampleError(str(error))
+        else:
+            yield origin, value, value
 
 
 def _cell(record: _Record, *, data: InputData, names: tuple[str, ...]) -> str:
@@ -323,27 +307,31 @@ def _cell(record: _Record, *, data: InputData, names: tuple[str, ...]) -> str:
     return record.cells[names.index(data.column)]
 
 
-def _parquet_rows(data: InputData, part: Part) -> Iterator[Row]:
+# ---- rows of other kinds
+
+
+def _parquet_rows(data: InputData, part: Part) -> Iterator[_Read]:
     (file,) = part.files
-    number, skip, left = part.first_row, part.offset, part.num_rows
     with pq.ParquetFile(file) as table:
         batches = table.iter_batches(64, row_groups=[part.line], columns=[data.column])
-        for batch in batches:
-            for value in batch.column(0).slice(min(skip, len(batch))).to_pylist():
-                if left == 0:
-                    return
-                origin = f"{file}:{part.line}:{part.offset + number - part.first_row}"
-                if isinstance(value, str | bytes):
-                    yield Row(number, origin, value if isinstance(value, str) else None, value)
-                else:
-                    yield Row(number, origin, problem=f"{type(value).__name__}, no text or bytes")
-                number, left = number + 1, left - 1
-            skip = max(0, skip - len(batch))
+        cells = islice(_cells(batches, skip=part.offset), part.num_rows)
+        for row, cell in enumerate(cells, start=part.offset):
+            value = cell.as_py()
+            if not isinstance(value, str | bytes):
+                value = BadExampleError(f"{type(value).__name__}, no text or bytes")
+            yield f"{file}:{part.line}:{row}", value if isinstance(value, str) else None, value
 
 
-def _split_rows(manifest: Manifest, part: Part) -> Iterator[Row]:
+def _cells(batches: Iterable[pa.RecordBatch], *, skip: int) -> Iterator[pa.Scalar]:
+    """The cells of the one column; batches that lie before the first are passed over whole."""
+    for batch in batches:
+        yield from batch.column(0).slice(min(skip, len(batch)))
+        skip = max(0, skip - len(batch))
+
+
+def _split_rows(manifest: Manifest, part: Part) -> Iterator[_Read]:
     stored = manifest.with_inputs(manifest.task.inputs.as_asked())  # each task finishes its own
     reader, name = ShardReader([stored], cache_bytes=2**26), manifest.task.name
     for number in range(part.first_row, part.first_row + part.num_rows):
         (example,) = reader.read(name, rows=np.array([number]))
-        yield Row(number, f"{name}:{number}", None, example.inputs)
+        yield f"{name}:{number}", None, example.inputs

@@ -12,25 +12,25 @@ with what is missing. Readers of Parquet folders pass over names that begin with
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mmtrain.predict.answers import Prediction
-from pipelines.errors import MMTrainError, first_problem
+from pipelines.errors import BadExampleError, MMTrainError, first_problem
 from pipelines.files import read_retried, write_whole
 from pipelines.ownership import sole_owner
 
 logger = logging.getLogger(__name__)
 
 MANIFEST, PARTS, COMPLETED, LOCK = "_manifest.json", "_parts.jsonl", "_COMPLETED", "_lock"
-Format = Literal["parquet", "jsonl"]
+OutputFormat = Literal["parquet", "jsonl"]
 SCHEMA = pa.schema(
     {
         "row": pa.int64(),
@@ -65,39 +65,43 @@ class Request(BaseModel):
     tasks: tuple[str, ...]
     beam_size: int
     rows_a_part: int
-    format: Format
+    format: OutputFormat
     model_uri: str
     input_uri: str
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class RowAnswer:
     """One line of output: a row's answer of one task, or why there is none."""
 
     row: int
     origin: str
     shown: str | None
     task: str
-    prediction: Prediction | None
-    error: str | None = None
+    answer: Prediction | BadExampleError
+
+    @property
+    def error(self) -> str | None:
+        """Why there is no answer; None: there is one."""
+        return str(self.answer) if isinstance(self.answer, BadExampleError) else None
 
     def to_dict(self) -> dict[str, object]:
         """As JSON holds it."""
-        said = (self.prediction or Prediction("", None)).to_dict()
-        if self.prediction is None:
-            said["text"] = None
         place = {"row": self.row, "origin": self.origin, "input": self.shown, "task": self.task}
-        return {**place, **said, "error": self.error}
+        if isinstance(self.answer, Prediction):
+            return {**place, **self.answer.to_dict(), "error": None}
+        return {**place, **Prediction("", None).to_dict(), "text": None, "error": self.error}
 
     def to_arrow(self) -> dict[str, object]:
         """As Parquet holds it."""
-        mask = self.prediction.mask if self.prediction else None
+        mask = self.answer.mask if isinstance(self.answer, Prediction) else None
         return {**self.to_dict(), "mask": mask}
 
 
-@dataclass(frozen=True, slots=True)
-class PartReport:
+class PartReport(BaseModel):
     """A committed part. `num_failed` are rows without an answer; `failures` counts by reason."""
+
+    model_config = ConfigDict(frozen=True)
 
     file: str
     number: int
@@ -105,27 +109,24 @@ class PartReport:
     num_rows: int
     num_failed: int
     num_bytes: int
-    failures: Mapping[str, int]
-
-
-_PART_REPORT = TypeAdapter(PartReport)
+    failures: dict[str, int]
 
 
 class PartWriter:
     """Writes a part beside its place; `commit` renames it. A context manager."""
 
-    def __init__(self, folder: Path, *, name: str, format: Format) -> None:
+    def __init__(self, folder: Path, *, name: str, format: OutputFormat) -> None:
         self.name = f"{name}.{format}"
         self._place = folder / self.name
         self._path = folder / f".{self.name}.{os.getpid()}"
         self._parquet = pq.ParquetWriter(self._path, SCHEMA) if format == "parquet" else None
         self._lines = self._path.open("w", encoding="utf-8") if format == "jsonl" else None
 
-    def write(self, answers: Sequence[Answer]) -> None:
+    def write(self, answers: Sequence[RowAnswer]) -> None:
         """Adds answers."""
         if self._parquet:
-            held = [answer.to_arrow() for answer in answers]
-            self._parquet.write_table(pa.Table.from_pylist(held, schema=SCHEMA))
+            rows = [answer.to_arrow() for answer in answers]
+            self._parquet.write_table(pa.Table.from_pylist(rows, schema=SCHEMA))
         elif self._lines:
             self._lines.writelines(json.dumps(answer.to_dict()) + "\n" for answer in answers)
 
@@ -167,12 +168,7 @@ def open_output(folder: Path, request: Request) -> Iterator[dict[int, PartReport
 def record(folder: Path, report: PartReport) -> None:
     """Notes a committed part."""
     with (folder / PARTS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(report)) + "\n")
-
-
-def complete(folder: Path, totals: Mapping[str, object]) -> None:
-    """Notes that all parts are there."""
-    write_whole(folder / COMPLETED, json.dumps(totals) + "\n")
+        file.write(report.model_dump_json() + "\n")
 
 
 def _claim(folder: Path, request: Request) -> None:
@@ -198,13 +194,13 @@ def _check_same(path: Path, request: Request) -> None:
             "--output"
         ) from None
     names = {"model": "model_uri", "input": "input_uri"}
-    for field in Request.model_fields:
-        its, mine = getattr(held, field), getattr(request, field)
-        if its != mine and field not in names.values():
+    for field in Request.model_fields.keys() - names.values():
+        before, now = getattr(held, field), getattr(request, field)
+        if before != now:
             shown = names.get(field, field)
             raise BatchOutputError(
                 f"{path.parent} holds predictions of another {field}: {getattr(held, shown)} "
-                f"({its!s:.12}), not {getattr(request, shown)} ({mine!s:.12}); give another "
+                f"({before!s:.12}), not {getattr(request, shown)} ({now!s:.12}); give another "
                 "--output, or remove it"
             )
 
@@ -215,19 +211,17 @@ def _committed(folder: Path) -> dict[int, PartReport]:
     The parts that lose theirs are answered again.
     """
     path = folder / PARTS
-    whole = read_retried(path.read_bytes, path=path) if path.is_file() else b""
-    reports, end = [], 0
-    for line in whole.splitlines(keepends=True):
+    lines = read_retried(path.read_bytes, path=path) if path.is_file() else b""
+    committed, end = dict[int, PartReport](), 0
+    for line in lines.splitlines(keepends=True):
         try:
-            reports.append(_PART_REPORT.validate_json(line if line.endswith(b"\n") else b""))
+            report = PartReport.model_validate_json(line if line.endswith(b"\n") else b"")
         except ValidationError:
             logger.warning("%s is cut off at byte %d: a crash left no note there", path, end)
             os.truncate(path, end)
             break
         end += len(line)
-    found = {}
-    for report in reports:
         part = folder / report.file
         if part.is_file() and part.stat().st_size == report.num_bytes:
-            found[report.number] = report
-    return found
+            committed[report.number] = report
+    return committed

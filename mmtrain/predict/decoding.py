@@ -4,8 +4,6 @@ A step costs one position: what causal layers need of earlier ones is kept in a 
 what a full pass over all positions would have given.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -30,145 +28,75 @@ class Decoded:
 
     Args:
         tokens_BT: ids, the end token included, padded with 0.
-        lengths: (B,) int64, tokens before the end token; `max_length` where none came.
         log_probs_B: log-probability of the tokens, the end token included, in nats.
     """
 
     tokens_BT: Tensor
-    lengths: Tensor
     log_probs_B: Tensor
 
 
 class Stepper:
     """One batch being decoded: hands out the next token's log-probabilities, given the last.
 
-    `inputs` are as the task's input net takes them, or as the encoder has left them. With
-    `cached=False` each step is a full pass over the tokens so far: slow, and the other's measure.
+    Args:
+        model: that answers.
+        task: name of the task; its target is a sequence.
+        inputs: the batch as the encoder left it.
+
+    Raises:
+        DecodingError: the task's target is no sequence.
     """
 
-    def __init__(
-        self,
-        model: MultiTaskModel,
-        *,
-        task: str,
-        inputs: Tensor | Encoded,
-        input_lengths: Tensor | None = None,
-        cached: bool = True,
-    ) -> None:
+    def __init__(self, model: MultiTaskModel, *, task: str, inputs: Encoded) -> None:
         spec = model.task(task)
         if spec.command_id is None or spec.num_outputs is not None:
             raise DecodingError(f"task {task!r} has no sequence to decode; use its logits")
         self.command_id: int = spec.command_id
-        self._body, self._head = model.body, model.head(task)
-        if not isinstance(inputs, Encoded):
-            assert input_lengths is not None, "raw inputs come with their lengths"
-            inputs = model.encode(task, inputs=inputs, input_lengths=input_lengths)
-        self.encoded: Encoded = inputs
-        self._memory: Memory | None = self._body.remember(self.encoded) if cached else None
-        self._tokens: list[Tensor] = []
-
-    @property
-    def batch(self) -> int:
-        """Rows that are decoded."""
-        return self.encoded.values_BSD.shape[0]
-
-    @property
-    def device(self) -> torch.device:
-        """Where they are."""
-        return self.encoded.values_BSD.device
-
-    @property
-    def length(self) -> int:
-        """Tokens read so far, the command counted."""
-        return len(self._tokens)
-
-    def read(self, tokens_BT: Tensor) -> None:
-        """Tokens that are given, such as the start of a target: one pass over all of them."""
-        self._tokens += tokens_BT.unbind(1)
-        if self._memory is not None and tokens_BT.shape[1]:
-            shifted = self._head.resume(tokens_BT)
-            self._body.resume(shifted, self.encoded, memory=self._memory)
+        self.body, self.head = model.body, model.head(task)
+        self.encoded = inputs
+        self._memory: Memory = self.body.remember(inputs)
 
     def next(self, last_B: Tensor) -> Tensor:
         """Log-probabilities (B, V) of what follows `last_B` (first the command); padding never."""
-        self._tokens.append(last_B)
-        if self._memory is None:
-            shifted = self._head.resume(torch.stack(self._tokens, dim=1))
-            decoded = self._body.decode(shifted, self.encoded)
-        else:
-            shifted = self._head.resume(last_B[:, None])
-            decoded = self._body.resume(shifted, self.encoded, memory=self._memory)
+        shifted = self.head.resume(last_B[:, None])
+        return self.scores(self.body.resume(shifted, self.encoded, memory=self._memory))
+
+    def scores(self, decoded: Encoded) -> Tensor:
+        """Log-probabilities (B, V) of what follows the last of the decoded positions."""
         last = Encoded(decoded.values_BSD[:, -1:], decoded.mask_BS[:, -1:])
-        logits_BV = self._head(last)[:, 0].float()
+        logits_BV = self.head(last)[:, 0].float()
         logits_BV[:, PADDING_ID] = -torch.inf
         return logits_BV.log_softmax(dim=-1)
 
     def select(self, rows_B: Tensor) -> None:
         """Goes on with these rows of the batch, in this order; a row may come more than once."""
-        encoded = self.encoded
+        values_BSD, mask_BS = self.encoded.values_BSD, self.encoded.mask_BS
         self.encoded = Encoded(
-            encoded.values_BSD.index_select(0, rows_B),
-            encoded.mask_BS.index_select(0, rows_B),
-            encoded.grid,
+            values_BSD.index_select(0, rows_B), mask_BS.index_select(0, rows_B), self.encoded.grid
         )
-        self._tokens = [tokens_B.index_select(0, rows_B) for tokens_B in self._tokens]
-        if self._memory is not None:
-            self._memory.select(rows_B)
+        self._memory.select(rows_B)
 
 
-@contextmanager
-def _evaluating(model: MultiTaskModel) -> Iterator[None]:
-    """Eval mode without gradients; the mode before comes back."""
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.train(training)
-
-
-def greedy(
-    model: MultiTaskModel,
-    *,
-    task: str,
-    inputs: Tensor | Encoded,
-    input_lengths: Tensor | None = None,
-    max_length: int,
-    cached: bool = True,
-) -> Decoded:
+@torch.no_grad()
+def greedy(model: MultiTaskModel, *, task: str, inputs: Encoded, max_length: int) -> Decoded:
     """The likeliest token at each step, until every row has ended or holds `max_length` tokens.
 
     Raises:
         DecodingError: the task's target is no sequence.
     """
-    _check_length(max_length)
-    with _evaluating(model):
-        stepper = Stepper(
-            model, task=task, inputs=inputs, input_lengths=input_lengths, cached=cached
-        )
-        batch, device = stepper.batch, stepper.device
-        last_B = torch.full((batch,), stepper.command_id, dtype=torch.long, device=device)
-        ended_B = torch.zeros(batch, dtype=torch.bool, device=device)
-        log_probs_B = torch.zeros(batch, device=device)
-        tokens: list[Tensor] = []
-        while len(tokens) < max_length and not bool(ended_B.all()):
-            best_B = stepper.next(last_B).max(dim=-1)
-            log_probs_B = log_probs_B + best_B.values.masked_fill(ended_B, 0.0)
-            last_B = best_B.indices.masked_fill(ended_B, PADDING_ID)
-            ended_B = ended_B | (last_B == END_ID)
-            tokens.append(last_B)
-        return _decoded(torch.stack(tokens, dim=1), log_probs_B)
-
-
-def _check_length(max_length: int) -> None:
-    if max_length < 1:
-        raise DecodingError(f"max_length {max_length}: allow 1 token or more")
-
-
-def _decoded(tokens_BT: Tensor, log_probs_B: Tensor) -> Decoded:
-    real_BT = (tokens_BT != PADDING_ID) & (tokens_BT != END_ID)
-    return Decoded(tokens_BT, real_BT.sum(1), log_probs_B)
+    stepper = Stepper(model, task=task, inputs=inputs)
+    batch, device = inputs.mask_BS.shape[0], inputs.mask_BS.device
+    last_B = torch.full((batch,), stepper.command_id, device=device)
+    ended_B = torch.zeros(batch, dtype=torch.bool, device=device)
+    log_probs_B = torch.zeros(batch, device=device)
+    tokens: list[Tensor] = []
+    while len(tokens) < max_length and not bool(ended_B.all()):
+        best_B = stepper.next(last_B).max(dim=-1)
+        log_probs_B = log_probs_B + best_B.values.masked_fill(ended_B, 0.0)
+        last_B = best_B.indices.masked_fill(ended_B, PADDING_ID)
+        ended_B = ended_B | (last_B == END_ID)
+        tokens.append(last_B)
+    return Decoded(torch.stack(tokens, dim=1), log_probs_B)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,16 +116,15 @@ def length_divisor(lengths: Tensor, *, length_penalty: float) -> Tensor:
     return ((5.0 + lengths) / 6.0) ** length_penalty
 
 
+@torch.no_grad()
 def beam(
     model: MultiTaskModel,
     *,
     task: str,
-    inputs: Tensor | Encoded,
-    input_lengths: Tensor | None = None,
+    inputs: Encoded,
     max_length: int,
     beam_size: int,
     length_penalty: float = 0.6,
-    cached: bool = True,
 ) -> Decoded:
     """Best of `beam_size` hypotheses an example, by log-probability over `length_divisor`.
 
@@ -206,26 +133,22 @@ def beam(
     Raises:
         DecodingError: the task's target is no sequence, or the beam holds nothing.
     """
-    _check_length(max_length)
     if beam_size < 1:
         raise DecodingError(f"beam_size {beam_size}: use 1 (greedy) or more")
-    with _evaluating(model):
-        stepper = Stepper(
-            model, task=task, inputs=inputs, input_lengths=input_lengths, cached=cached
-        )
-        batch, device = stepper.batch, stepper.device
-        stepper.select(torch.arange(batch, device=device).repeat_interleave(beam_size))
-        beams = _first_beams(batch, beam_size, device=device)
-        last_BG = torch.full((batch, beam_size), stepper.command_id, device=device)
-        for _ in range(max_length):
-            log_probs_BGV = stepper.next(last_BG.flatten()).unflatten(0, (batch, beam_size))
-            beams, parent_BG = _extend(beams, log_probs_BGV, length_penalty=length_penalty)
-            if bool(beams.ended_BG.all()):
-                break
-            first_B1 = torch.arange(batch, device=device)[:, None] * beam_size
-            stepper.select((first_B1 + parent_BG).flatten())
-            last_BG = beams.tokens_BGT[:, :, -1]
-        return _best(beams, length_penalty=length_penalty)
+    stepper = Stepper(model, task=task, inputs=inputs)
+    batch, device = inputs.mask_BS.shape[0], inputs.mask_BS.device
+    stepper.select(torch.arange(batch, device=device).repeat_interleave(beam_size))
+    beams = _first_beams(batch, beam_size, device=device)
+    last_BG = torch.full((batch, beam_size), stepper.command_id, device=device)
+    for _ in range(max_length):
+        log_probs_BGV = stepper.next(last_BG.flatten()).unflatten(0, (batch, beam_size))
+        beams, parent_BG = _extend(beams, log_probs_BGV, length_penalty=length_penalty)
+        if bool(beams.ended_BG.all()):
+            break
+        first_B1 = torch.arange(batch, device=device)[:, None] * beam_size
+        stepper.select((first_B1 + parent_BG).flatten())
+        last_BG = beams.tokens_BGT[:, :, -1]
+    return _best(beams, length_penalty=length_penalty)
 
 
 def _first_beams(batch: int, beam_size: int, *, device: torch.device) -> Beams:
@@ -267,4 +190,4 @@ def _best(beams: Beams, *, length_penalty: float) -> Decoded:
     divisor_BG = length_divisor(lengths_BG, length_penalty=length_penalty)
     best_B = (beams.log_probs_BG / divisor_BG).argmax(dim=1)
     rows_B = torch.arange(len(best_B), device=best_B.device)
-    return _decoded(beams.tokens_BGT[rows_B, best_B], beams.log_probs_BG[rows_B, best_B])
+    return Decoded(beams.tokens_BGT[rows_B, best_B], beams.log_probs_BG[rows_B, best_B])

@@ -1,11 +1,12 @@
 """Prediction: raw values in, answers that a person can read out. No Ray, no DeepSpeed.
 
 What a value goes through is what `build` did to the training examples: the modality's `encode`
-and `collate`, the model, and `decode` of what it says.
+and `collate`, the model, and `decode` of its answer.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Self
 
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmtrain.bundle import Bundle, BundleTask, find_bundle, load_bundle
+from mmtrain.bundle import Bundle, BundleTask
 from mmtrain.cut.examples import TaskInputs
 from mmtrain.cut.pruner import Pruner
 from mmtrain.cut.recalibrate import recalibrate
@@ -22,8 +23,10 @@ from mmtrain.masks.attach import wear_masks
 from mmtrain.models.model import MultiTaskModel
 from mmtrain.predict import decoding
 from mmtrain.predict.answers import Prediction, load_kind
+from mmtrain.predict.open import open_model
+from mmtrain.predict.values import RawValue, Value, choose_tasks, encode_value, unreadable
 from pipelines import modalities
-from pipelines.errors import BadExampleError, MMTrainError, UnknownNameError
+from pipelines.errors import BadExampleError, UnknownNameError
 from pipelines.modalities import Feature
 from pipelines.modalities.tree import delinearise, to_brackets
 from pipelines.vocabulary import Vocabulary
@@ -31,54 +34,45 @@ from pipelines.vocabulary import Vocabulary
 _MAX_PARTS = 8  # cut models kept in memory
 
 
-class PredictionError(MMTrainError):
-    """A value cannot be predicted from; names it and says why."""
-
-
 class Predictor:
-    """A model with its tasks and vocabulary, ready to answer."""
+    """A model with its tasks and vocabulary, ready to answer.
+
+    Args:
+        bundle: the trained model.
+        device: torch device; None takes the GPU where there is one.
+        model: the bundle's, if it is built already.
+    """
 
     def __init__(
         self, bundle: Bundle, *, device: str | None = None, model: MultiTaskModel | None = None
     ) -> None:
-        """`model` is the bundle's, if it is built already."""
         self.bundle = bundle
         self.tasks: Mapping[str, BundleTask] = bundle.card.tasks
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model: MultiTaskModel = (model or bundle.build_model()).to(self.device)
+        self.model: MultiTaskModel = (model or bundle.build_model()).to(self.device).eval()
         wear_masks(self.model)
-        self._pruner: Pruner | None = None
         self._parts: dict[Hashable, Predictor] = {}
 
     @classmethod
     def load(
         cls, uri: str | Path, *, device: str | None = None, tracking_uri: str | None = None
     ) -> Self:
-        """Loads a model.
+        """The predictor of a model of any name; see `open_model`."""
+        return cls(open_model(uri, tracking_uri=tracking_uri).bundle, device=device)
 
-        Args:
-            uri: a bundle folder, a run folder, or `models:/NAME@ALIAS` of the MLflow registry.
-            device: torch device; None takes the GPU where there is one.
-            tracking_uri: the registry, for `models:/`; None: as MLflow is set up.
+    @cached_property
+    def pruner(self) -> Pruner:
+        """What cuts the model to its subtasks.
 
         Raises:
-            BundleError: there is no such bundle, or it changed.
+            NoMasksError: the model was trained without masks, or is cut already.
         """
-        if str(uri).startswith("models:/"):
-            from mmtrain.store.models import download_bundle  # imports MLflow: seconds
-
-            return cls(download_bundle(str(uri), tracking_uri=tracking_uri), device=device)
-        return cls(load_bundle(find_bundle(Path(uri))), device=device)
+        return Pruner(self.bundle, model=self.model)
 
     @property
     def vocabulary(self) -> Vocabulary | None:
         """The joint vocabulary; None when no task has text."""
         return self.bundle.vocabulary
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """Modalities of the inputs that the model takes."""
-        return tuple(dict.fromkeys(task.inputs.modality for task in self.tasks.values()))
 
     def task(self, name: str) -> BundleTask:
         """The task of a name.
@@ -91,12 +85,7 @@ class Predictor:
         return self.tasks[name]
 
     def predict(
-        self,
-        task: str,
-        values: Sequence[str | bytes | Path],
-        *,
-        batch_size: int = 32,
-        beam_size: int = 1,
+        self, task: str, values: Sequence[RawValue], *, batch_size: int = 32, beam_size: int = 1
     ) -> list[Prediction]:
         """Answers in the order of the values.
 
@@ -111,13 +100,13 @@ class Predictor:
             PredictionError: a value cannot be read; the message names it.
             UnknownNameError: the model has no such task.
         """
-        self.task(task)
-        answers = self._answer([task], values, batch_size=batch_size, beam_size=beam_size)
-        return [answer[task] for answer in answers]
+        tasks = choose_tasks(self.tasks, task=task)
+        answers = self._predict(tasks, values, batch_size=batch_size, beam_size=beam_size)
+        return [by_task[task] for by_task in answers]
 
     def predict_all(
         self,
-        values: Sequence[str | bytes | Path],
+        values: Sequence[RawValue],
         *,
         modality: str | None = None,
         batch_size: int = 32,
@@ -128,7 +117,7 @@ class Predictor:
         Tasks whose inputs are the same feature read one pass through the body.
 
         Args:
-            values: texts; for other inputs, paths (`str` or `Path`) or the files' bytes.
+            values: as `predict` takes them.
             modality: of the values; None where the model takes one alone, or all are paths whose
                 endings say it.
             batch_size: values answered together.
@@ -138,19 +127,72 @@ class Predictor:
             PredictionError: a value cannot be read, or the model takes several modalities.
             UnknownNameError: no task of the model takes that modality.
         """
-        modality = modality or self._modality_of(values)
-        if modality not in self.modalities:
-            raise UnknownNameError("modality of the model", modality, self.modalities)
-        tasks = [name for name, task in self.tasks.items() if task.inputs.modality == modality]
-        return self._answer(tasks, values, batch_size=batch_size, beam_size=beam_size)
+        tasks = choose_tasks(self.tasks, modality=modality, files=values)
+        return self._predict(tasks, values, batch_size=batch_size, beam_size=beam_size)
 
-    def predict_arrays(
-        self, task: str, arrays: Sequence[np.ndarray], *, beam_size: int = 1
-    ) -> list[Prediction]:
-        """Answers to one batch of encoded inputs."""
+    def predict_each(
+        self,
+        tasks: Sequence[str],
+        values: Sequence[Value],
+        *,
+        folder: Path = Path(),
+        beam_size: int = 1,
+    ) -> list[dict[str, Prediction | BadExampleError]]:
+        """Answers to one batch of values by task; to a value that cannot be read, the reason.
+
+        Args:
+            tasks: names of the tasks that answer.
+            values: as `predict` takes them, or stored arrays of a built split, or in place of a
+                value the reason why there is none.
+            folder: that paths are relative to.
+            beam_size: beams of text decoding; 1 is greedy.
+        """
+        answers: list[dict[str, Prediction | BadExampleError]] = [{} for _ in values]
+        for alike in self.tasks_with_same_inputs(tasks):
+            names = [task.spec.name for task in alike]
+            readable: dict[int, tuple[str | bytes, np.ndarray]] = {}
+            for row, value in enumerate(values):
+                try:
+                    readable[row] = encode_value(
+                        value, task=alike[0], vocabulary=self.vocabulary, folder=folder
+                    )
+                except BadExampleError as error:
+                    answers[row] |= dict.fromkeys(names, error)
+            raws, arrays = [raw for raw, _ in readable.values()], [a for _, a in readable.values()]
+            batch = self.predict_batch(names, arrays, values=raws, beam_size=beam_size)
+            for row, by_task in zip(readable, batch, strict=True):
+                answers[row] |= by_task
+        return [{name: by_task[name] for name in tasks} for by_task in answers]
+
+    def predict_batch(
+        self,
+        tasks: Sequence[str],
+        arrays: Sequence[np.ndarray],
+        *,
+        values: Sequence[RawValue] | None = None,
+        beam_size: int = 1,
+    ) -> list[dict[str, Prediction]]:
+        """Answers of tasks with the same inputs to one batch, by task; one pass through the body.
+
+        Args:
+            tasks: tasks whose inputs are the same feature; see `tasks_with_same_inputs`.
+            arrays: encoded inputs.
+            values: what they were encoded from; trees take their words from them. None: they have
+                no words.
+            beam_size: beams of text decoding; 1 is greedy.
+        """
+        answers: list[dict[str, Prediction]] = [{} for _ in arrays]
+        if not answers:
+            return answers
         with torch.inference_mode():
-            encoded = self.encode(task, arrays)
-            return self._read(self.task(task), encoded, beam_size=beam_size)
+            encoded = self.encode(tasks[0], arrays)
+            for task in map(self.task, tasks):
+                batch = self._answer(task, encoded, beam_size=beam_size)
+                if values is not None and task.targets.modality == "tree":
+                    batch = list(map(_with_words, batch, values))
+                for by_task, answer in zip(answers, batch, strict=True):
+                    by_task[task.spec.name] = answer
+        return answers
 
     def logits(self, task: str, arrays: Sequence[np.ndarray]) -> Tensor:
         """Scores of one batch of encoded inputs, of a task with a fixed number of them."""
@@ -174,7 +216,7 @@ class Predictor:
         subtasks: Sequence[str] = (),
         *,
         classes: Sequence[str] = (),
-        unlabelled: Mapping[str, Sequence[str | bytes | Path]] | None = None,
+        unlabelled: Mapping[str, Sequence[RawValue]] | None = None,
     ) -> "Predictor":
         """A predictor of the smaller model that these subtasks need, cut in memory.
 
@@ -193,14 +235,12 @@ class Predictor:
             SubsetError: nothing is named, or the subtasks have no such class.
             RecalibrationError: values are needed.
         """
-        if self._pruner is None:
-            self._pruner = Pruner(self.bundle, model=self.model)
-        subset = self._pruner.subset(subtasks, classes=classes)
+        subset = self.pruner.subset(subtasks, classes=classes)
         part = self._parts.pop(subset.key, None)
         if part is None:
-            model = self._pruner.cut(subset)
+            model = self.pruner.cut(subset)
             part = Predictor(
-                self._pruner.part(model, subset=subset), device=str(self.device), model=model
+                self.pruner.part(model, subset=subset), device=str(self.device), model=model
             )
             batches = part.unlabelled_batches(unlabelled or {})
             recalibrate(model, batches, num_batches=len(batches))
@@ -210,83 +250,52 @@ class Predictor:
         return part
 
     def unlabelled_batches(
-        self, values: Mapping[str, Sequence[str | bytes | Path]], *, batch_size: int = 32
+        self, values: Mapping[str, Sequence[RawValue]], *, batch_size: int = 32
     ) -> list[TaskInputs]:
         """Raw values by task as batches without targets; of tasks that the model has not, none.
 
         Raises:
             PredictionError: a value cannot be read; the message names it.
         """
-        batches = []
-        for name, of_task in values.items():
-            if name not in self.tasks:
-                continue
-            arrays = [self._array(value, task=self.task(name)) for value in of_task]
+        batches = list[TaskInputs]()
+        for name in filter(self.tasks.__contains__, values):
+            task, arrays = self.tasks[name], list[np.ndarray]()
+            for value in values[name]:
+                try:
+                    arrays.append(encode_value(value, task=task, vocabulary=self.vocabulary)[1])
+                except BadExampleError as error:
+                    raise unreadable(value, task=task, reason=error) from None
             for start in range(0, len(arrays), batch_size):
                 rows = arrays[start : start + batch_size]
-                batches.append(TaskInputs(name, *self.to_batch(self.task(name).inputs, rows)))
+                batches.append(TaskInputs(name, *self.to_batch(task.inputs, rows)))
         return batches
 
     def decode_target(self, task: str, array: np.ndarray) -> str:
         """A target array as a person reads it, in the words of `Prediction.text`."""
-        return self._text(array, task=self.task(task))
+        spec, targets = self.task(task).spec, self.task(task).targets
+        if spec.num_outputs is not None:
+            return load_kind(targets).text(array, targets)
+        decode = modalities.load(targets.modality).decode
+        return decode(array, feature=targets, vocabulary=self.vocabulary)
 
-    def _modality_of(self, values: Sequence[str | bytes | Path]) -> str:
-        only, *others = self.modalities
-        if others:
-            if (named := modalities.named_by_files(values)) in self.modalities:
-                return named
-            raise PredictionError(
-                f"the model takes {', '.join(self.modalities)}; name the task (--task) or the "
-                "modality of the inputs (--modality)"
-            )
-        return only
-
-    def _answer(
-        self,
-        tasks: Sequence[str],
-        values: Sequence[str | bytes | Path],
-        *,
-        batch_size: int,
-        beam_size: int,
+    def _predict(
+        self, tasks: Sequence[str], values: Sequence[RawValue], *, batch_size: int, beam_size: int
     ) -> list[dict[str, Prediction]]:
-        """Each value's answers of all `tasks`; a pass through the body for each input feature."""
-        answers: list[dict[str, Prediction]] = [{} for _ in values]
-        for alike in self.tasks_with_same_inputs(tasks):
-            arrays = [self._array(value, task=alike[0]) for value in values]
-            names = [task.spec.name for task in alike]
-            for start in range(0, len(arrays), batch_size):
-                part = slice(start, start + batch_size)
-                said = self.predict_batch(
-                    names, arrays[part], values=values[part], beam_size=beam_size
-                )
-                for answer, by_task in zip(answers[part], said, strict=True):
-                    answer.update(by_task)
-        return [{name: by_task[name] for name in tasks} for by_task in answers]
+        """Each value's answers of all tasks.
 
-    def predict_batch(
-        self,
-        tasks: Sequence[str],
-        arrays: Sequence[np.ndarray],
-        *,
-        values: Sequence[str | bytes | Path],
-        beam_size: int = 1,
-    ) -> list[dict[str, Prediction]]:
-        """Answers of tasks with the same inputs to one batch, by task; one pass through the body.
-
-        Args:
-            tasks: tasks whose inputs are the same feature; see `tasks_with_same_inputs`.
-            arrays: encoded inputs.
-            values: what they were encoded from; trees take their words from them.
-            beam_size: beams of text decoding; 1 is greedy.
+        Raises:
+            PredictionError: a value cannot be read.
         """
-        answers: list[dict[str, Prediction]] = [{} for _ in arrays]
-        with torch.inference_mode():
-            encoded = self.encode(tasks[0], arrays)
-            for task in map(self.task, tasks):
-                said = self._read(task, encoded, beam_size=beam_size)
-                for by_task, answer, value in zip(answers, said, values, strict=True):
-                    by_task[task.spec.name] = _finished(answer, task=task, value=value)
+        answers: list[dict[str, Prediction]] = []
+        for start in range(0, len(values), batch_size):
+            batch = values[start : start + batch_size]
+            each = self.predict_each(tasks, batch, beam_size=beam_size)
+            for value, by_task in zip(batch, each, strict=True):
+                answers.append({})
+                for name, answer in by_task.items():
+                    if isinstance(answer, BadExampleError):
+                        raise unreadable(value, task=self.tasks[name], reason=answer)
+                    answers[-1][name] = answer
         return answers
 
     def tasks_with_same_inputs(self, tasks: Sequence[str]) -> list[list[BundleTask]]:
@@ -297,53 +306,28 @@ class Predictor:
             groups.setdefault(key, []).append(task)
         return list(groups.values())
 
-    def _array(self, value: str | bytes | Path, *, task: BundleTask) -> np.ndarray:
-        """A raw value as `build` would store it."""
-        raw: str | bytes = value if isinstance(value, bytes) else str(value)
-        try:
-            if not modalities.is_written(task.inputs.modality) and not isinstance(value, bytes):
-                raw = Path(value).read_bytes()
-            encode = modalities.load(task.inputs.modality).encode
-            return encode(raw, feature=task.inputs, vocabulary=self.vocabulary)
-        except (BadExampleError, OSError) as error:
-            shown = f"{len(value)} bytes" if isinstance(value, bytes) else repr(str(value)[:80])
-            raise PredictionError(
-                f"{shown}, as {task.inputs.modality} of {task.spec.name}: {error}"
-            ) from None
-
-    def _read(self, task: BundleTask, encoded: Encoded, *, beam_size: int) -> list[Prediction]:
-        """What a task's head says of an encoded batch."""
-        if task.spec.num_outputs is None:
-            return self._decode(task, encoded, beam_size=beam_size)
-        logits = self.model.answer(task.spec.name, encoded).logits
-        return load_kind(task.targets).answers(logits, task.spec, task.targets)
-
-    def _decode(self, task: BundleTask, encoded: Encoded, *, beam_size: int) -> list[Prediction]:
-        """Token after token."""
+    def _answer(self, task: BundleTask, encoded: Encoded, *, beam_size: int) -> list[Prediction]:
+        """A task's answers to an encoded batch."""
         name, length = task.spec.name, task.max_target_length
-        if beam_size == 1:
-            decoded = decoding.greedy(self.model, task=name, inputs=encoded, max_length=length)
-        else:
-            decoded = decoding.beam(
+        if task.spec.num_outputs is not None:
+            logits = self.model.answer(name, encoded).logits
+            return load_kind(task.targets).answers(logits, task.spec, task.targets)
+        decoded = (
+            decoding.greedy(self.model, task=name, inputs=encoded, max_length=length)
+            if beam_size == 1
+            else decoding.beam(
                 self.model, task=name, inputs=encoded, max_length=length, beam_size=beam_size
             )
+        )
         tokens_BT, log_probs_B = decoded.tokens_BT.cpu().numpy(), decoded.log_probs_B.tolist()
         rows = zip(tokens_BT, log_probs_B, strict=True)
-        return [Prediction(self._text(tokens, task=task), value) for tokens, value in rows]
-
-    def _text(self, array: np.ndarray, *, task: BundleTask) -> str:
-        if task.spec.num_outputs is not None:
-            return load_kind(task.targets).text(array, task.targets)
-        decode = modalities.load(task.targets.modality).decode
-        return decode(array, feature=task.targets, vocabulary=self.vocabulary)
+        return [Prediction(self.decode_target(name, tokens), value) for tokens, value in rows]
 
 
-def _finished(prediction: Prediction, *, task: BundleTask, value: str | bytes | Path) -> Prediction:
+def _with_words(prediction: Prediction, sentence: RawValue) -> Prediction:
     """The prediction with its bracketed tree, where it is one over the sentence's words."""
-    if task.targets.modality != "tree":
-        return prediction
     try:
-        tree = to_brackets(delinearise(prediction.text, sentence=str(value)))
+        tree = to_brackets(delinearise(prediction.text, sentence=str(sentence)))
     except BadExampleError:
         return prediction
     return replace(prediction, tree=tree)

@@ -28,7 +28,8 @@ from mlflow.types import ColSpec, DataType, Schema
 import mmtrain
 import pipelines
 from mmtrain.bundle import Bundle
-from mmtrain.predict.predictor import PredictionError, Predictor
+from mmtrain.predict.predictor import Predictor
+from mmtrain.predict.values import PredictionError
 from mmtrain.store.models import ARTIFACT
 from mmtrain.store.pyfunc_example import input_example
 from pipelines import modalities

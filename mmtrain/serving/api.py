@@ -7,7 +7,6 @@ anything from elsewhere; where a token is set, all but the page's own files and 
 """
 
 import hmac
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -17,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse
 from fastapi.staticfiles import StaticFiles
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -28,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mmtrain.serving.config import ServingConfig
 from mmtrain.serving.meters import Meters, add_up
 from mmtrain.serving.networks import Networks
-from mmtrain.serving.problems import RequestError
+from mmtrain.serving.problems import RequestError, to_problem
 from mmtrain.serving.schema import (
     HealthAnswer,
     PredictAnswer,
@@ -40,8 +38,6 @@ from mmtrain.serving.schema import (
 )
 from mmtrain.serving.service import Service
 from pipelines.errors import MMTrainError
-
-logger = logging.getLogger(__name__)
 
 PAGE = Path(__file__).with_name("page")
 _OPEN = ("/", "/healthz", "/docs")  # and all under /page/
@@ -113,11 +109,7 @@ def _add_routes(app: FastAPI, service: Service, *, meters: Meters, peers: Collec
         """Tasks with what they take and give, networks with their sizes, and all limits."""
         networks = service.networks
         return TasksAnswer(
-            tasks=[
-                to_task(name, task, whole=whole, has_parts=networks.has_parts(whole))
-                for name, task in networks.tasks.items()
-                for whole in [networks.whole(name)]
-            ],
+            tasks=[to_task(name, networks) for name in networks.tasks],
             networks=[to_network(one, whole=networks.whole_of(one)) for one in networks.networks],
             limits=service.config.limits,
         )
@@ -153,38 +145,12 @@ def _add_pages(app: FastAPI) -> None:
 
 
 def _add_refusals(app: FastAPI) -> None:
-    @app.exception_handler(RequestError)
-    async def refused(request: Request, error: RequestError) -> JSONResponse:
-        return JSONResponse(error.to_dict(), status_code=error.status, headers=error.headers)
+    async def refuse(request: Request, error: Exception) -> JSONResponse:
+        where = f"{request.method} {request.url.path}"
+        return to_problem(error, where=where).to_response()
 
-    @app.exception_handler(MMTrainError)
-    async def mistaken(request: Request, error: MMTrainError) -> JSONResponse:
-        return await refused(
-            request, RequestError(422, str(error), remedy="GET /v1/tasks lists what there is")
-        )
-
-    @app.exception_handler(HTTPException)
-    async def unrouted(request: Request, error: HTTPException) -> JSONResponse:
-        problem = RequestError(
-            error.status_code,
-            HTTPStatus(error.status_code).phrase.lower(),
-            value=f"{request.method} {request.url.path}",
-            remedy="see /docs",
-            headers=error.headers,
-        )
-        return await refused(request, problem)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return await refused(request, RequestError(422, "a field is wrong", value=str(error)))
-
-    @app.exception_handler(Exception)
-    async def failed(request: Request, error: Exception) -> JSONResponse:
-        logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        problem = RequestError(
-            500, "the server made a mistake", value=type(error).__name__, remedy="see its log"
-        )
-        return await refused(request, problem)
+    for kind in (MMTrainError, HTTPException, Exception):
+        app.add_exception_handler(kind, refuse)
 
 
 class Shield:
@@ -234,13 +200,12 @@ class Shield:
 
 
 def _no_token() -> JSONResponse:
-    problem = RequestError(
+    return RequestError(
         401,
         "the token is missing or wrong",
         remedy="send the header Authorization: Bearer TOKEN",
         headers={"WWW-Authenticate": "Bearer"},
-    )
-    return JSONResponse(problem.to_dict(), status_code=401, headers=problem.headers)
+    ).to_response()
 
 
 def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:  # Any: FastAPI's own type

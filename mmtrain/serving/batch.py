@@ -39,7 +39,7 @@ class Queue:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice(Generic[K]):
+class NextBatch(Generic[K]):
     """What to do next: answer the queue of a key, or wait.
 
     Args:
@@ -51,7 +51,7 @@ class Choice(Generic[K]):
     wait_s: float | None = None
 
 
-def batch_policy(queues: Mapping[K, Queue], *, max_batch: int, wait_s: float) -> Choice[K]:
+def batch_policy(queues: Mapping[K, Queue], *, max_batch: int, wait_s: float) -> NextBatch[K]:
     """Which queue is answered now; of several that are ready, the one with the oldest job."""
     ready = {
         key: queue
@@ -59,9 +59,9 @@ def batch_policy(queues: Mapping[K, Queue], *, max_batch: int, wait_s: float) ->
         if queue.count >= min(max_batch, queue.expected) or queue.waited_s >= wait_s
     }
     if ready:
-        return Choice(key=max(ready, key=lambda key: ready[key].waited_s))
+        return NextBatch(key=max(ready, key=lambda key: ready[key].waited_s))
     left_s = (wait_s - queue.waited_s for queue in queues.values())
-    return Choice(wait_s=min(left_s, default=None))
+    return NextBatch(wait_s=min(left_s, default=None))
 
 
 @dataclass(slots=True, eq=False)
@@ -78,7 +78,7 @@ class Batcher(Generic[K, I, R]):
         answer: key and items to results in the items' order; called in the thread.
         max_batch: items of a call at most.
         wait_s: longest wait for others.
-        on_batch: told the key and size of each batch.
+        on_batch: called with the key and size of each batch.
     """
 
     def __init__(
@@ -142,7 +142,7 @@ class Batcher(Generic[K, I, R]):
         await self._answer_jobs(key, jobs)
         self._remember(key, len(jobs) + len(queue))
 
-    def _choose(self) -> Choice[K]:
+    def _choose(self) -> NextBatch[K]:
         now_s = time.monotonic()
         queues = {
             key: Queue(len(jobs), now_s - jobs[0].came_s, self._expected.get(key, 1))
@@ -167,21 +167,21 @@ class Batcher(Generic[K, I, R]):
 
     async def _answer_jobs(self, key: K, jobs: Sequence[_Job[I, R]]) -> None:
         """Answers a batch; if that fails, each job alone, so that one cannot fail the others."""
-        there = [job for job in jobs if not job.answered.done()]
-        if not there:
+        waiting = [job for job in jobs if not job.answered.done()]
+        if not waiting:
             return
         loop = asyncio.get_running_loop()
-        items = [job.item for job in there]
+        items = [job.item for job in waiting]
         try:
             results = await loop.run_in_executor(self._thread, self._answer, key, items)
         except Exception as error:  # whatever it is, it is this job's answer
-            if len(there) > 1:
-                logger.warning("a batch of %d failed (%r); each alone", len(there), error)
-                for job in there:
+            if len(waiting) > 1:
+                logger.warning("a batch of %d failed (%r); each alone", len(waiting), error)
+                for job in waiting:
                     await self._answer_jobs(key, [job])
-            elif not there[0].answered.done():
-                there[0].answered.set_exception(error)
+            elif not waiting[0].answered.done():
+                waiting[0].answered.set_exception(error)
             return
-        for job, result in zip(there, results, strict=True):
+        for job, result in zip(waiting, results, strict=True):
             if not job.answered.done():
                 job.answered.set_result(result)

@@ -10,13 +10,12 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
-from mmtrain.bundle import BundleTask, find_bundle
+from mmtrain.bundle import BundleTask
 from mmtrain.cut.pruner import Pruner
 from mmtrain.cut.recalibrate import batch_norms
 from mmtrain.cut.subset import Subset
-from mmtrain.derive.extract import Opened, open_model
+from mmtrain.predict.open import OpenedModel, open_model
 from mmtrain.predict.predictor import Predictor
 from mmtrain.serving.problems import RequestError
 from pipelines.errors import MMTrainError, UnknownNameError
@@ -81,12 +80,10 @@ class Network:
             if name.startswith("classes.")
         }
 
-    @cached_property
+    @property
     def pruner(self) -> Pruner | None:
         """What tells subsets of its subtasks; None: it has no masks."""
-        if self.predictor.bundle.card.pruning is None:
-            return None
-        return Pruner(self.predictor.bundle, model=self.predictor.model)
+        return self.predictor.pruner if self.predictor.bundle.card.pruning else None
 
     @cached_property
     def cuts_in_memory(self) -> bool:
@@ -103,17 +100,6 @@ class Network:
                 for task, ids in subset.classes.items()
             )
         )
-
-    def to_dict(self, *, whole: "Network") -> dict[str, object]:
-        """As JSON holds it."""
-        return {
-            "uri": self.uri,
-            "tasks": list(self.tasks),
-            "subtasks": list(self.subtasks),
-            "parameters": self.num_parameters,
-            "whole_parameters": whole.num_parameters,
-            "recipe": self.predictor.bundle.card.lineage.recipe,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,9 +209,21 @@ class Networks:
         subset = self.subset(whole, subtasks)
         return Network(predictor, uri=uri, named=False, subset=subset, root=whole.root)
 
-    def has_parts(self, whole: Network) -> bool:
-        """Whether cuts or parts of a model are served beside it."""
-        return any(one.root == whole.root and one is not whole for one in self.networks)
+    def has_smaller(self, whole: Network) -> bool:
+        """Whether something smaller may answer for a model: a cut or part that is served too, or a
+        cut made in memory.
+        """
+        return whole.cuts_in_memory or any(
+            one.root == whole.root and one is not whole for one in self.networks
+        )
+
+    def subtasks_of(self, task: str) -> list[str]:
+        """Basis subtasks of the task's whole model that have some of the task."""
+        whole = self.whole(task)
+        if whole.pruner:
+            pruner = whole.pruner
+            return [name for name in whole.subtasks if task in pruner.subset([name]).tasks]
+        return [name for name in whole.subtasks if whole.is_cut or name == task]
 
     def whole_of(self, network: Network) -> Network:
         """The model that a network is a part of, or itself."""
@@ -250,7 +248,7 @@ def find_sources(uris: Sequence[str], *, tracking_uri: str | None) -> list[Model
     return list(sources.values())
 
 
-def _registered_parts(model: Opened, *, tracking_uri: str | None) -> Iterable[ModelSource]:
+def _registered_parts(model: OpenedModel, *, tracking_uri: str | None) -> Iterable[ModelSource]:
     """Newest registered version of each cut and part of a model."""
     from mmtrain.store import models as model_registry  # imports MLflow: seconds
 
@@ -280,9 +278,8 @@ def load_networks(sources: Iterable[ModelSource], *, device: str | None = None) 
         BundleError: one is not where it was; a replica on another machine needs models:/... or a
             folder that all machines see.
     """
-    networks = []
+    networks = list[Network]()
     for source in sources:
-        uri = source.uri if source.uri.startswith("models:/") else find_bundle(Path(source.uri))
-        predictor = Predictor.load(uri, device=device, tracking_uri=source.tracking_uri)
+        predictor = Predictor.load(source.uri, device=device, tracking_uri=source.tracking_uri)
         networks.append(Network(predictor, uri=source.uri, named=source.named))
     return Networks(networks)

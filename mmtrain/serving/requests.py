@@ -10,7 +10,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 
-from mmtrain.serving.config import Limits, ServingConfig
+from mmtrain.serving.config import ServingConfig
 from mmtrain.serving.door import Guest
 from mmtrain.serving.inputs import Sent
 from mmtrain.serving.problems import RequestError, too_large
@@ -23,7 +23,7 @@ _FIELDS = ("task", "modality", "beam_size")
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Question:
     """A request: its fields, and its input."""
 
     fields: PredictRequest
@@ -45,7 +45,7 @@ async def read_body(request: Request, *, guest: Guest, config: ServingConfig) ->
     promised = request.headers.get("content-length", "")
     if promised.isdecimal() and int(promised) > most:
         raise too_large("body", size=int(promised), most=most, unit="bytes")
-    chunks, size = [], 0
+    chunks, size = list[bytes](), 0
     try:
         with guest.uploading():
             async for chunk in _not_too_slow(request.stream(), config=config):
@@ -90,7 +90,7 @@ async def _not_too_slow(
         yield chunk
 
 
-async def parse_request(request: Request, body: bytes, *, limits: Limits) -> Asked:
+async def parse_request(request: Request, body: bytes) -> Question:
     """What a body asks.
 
     Raises:
@@ -101,7 +101,7 @@ async def parse_request(request: Request, body: bytes, *, limits: Limits) -> Ask
     if media == "application/json":
         return _from_json(body)
     if media == "multipart/form-data":
-        return _from_form(await _parse_form(request, body, limits=limits))
+        return _from_form(await _parse_form(request, body))
     raise RequestError(
         415,
         "the content type is not read",
@@ -110,12 +110,12 @@ async def parse_request(request: Request, body: bytes, *, limits: Limits) -> Ask
     )
 
 
-def _from_json(body: bytes) -> Asked:
+def _from_json(body: bytes) -> Question:
     try:
         fields = PredictRequest.model_validate_json(body)
     except ValidationError as error:
         raise _malformed(error) from None
-    return Asked(fields, Sent(fields.input, "string"))
+    return Question(fields, Sent(fields.input, "string"))
 
 
 def _malformed(error: ValidationError) -> RequestError:
@@ -128,7 +128,7 @@ def _malformed(error: ValidationError) -> RequestError:
     )
 
 
-async def _parse_form(request: Request, body: bytes, *, limits: Limits) -> FormData:
+async def _parse_form(request: Request, body: bytes) -> FormData:
     async def stream() -> AsyncGenerator[bytes, None]:
         yield body
 
@@ -150,29 +150,25 @@ async def _parse_form(request: Request, body: bytes, *, limits: Limits) -> FormD
         ) from None
 
 
-def _from_form(form: FormData) -> Asked:
+def _from_form(form: FormData) -> Question:
     """Fields beside the file, which is called `file` or `input`."""
-    sent, unknown = (
-        None,
-        [name for name in form if name not in (*_FIELDS, "subtasks", "file", "input")],
-    )
-    if unknown:
-        raise RequestError(
-            422,
-            "the form has a field that is not known",
-            value=unknown[0],
-            remedy=f"send file, input, subtasks, {', '.join(_FIELDS)}",
-        )
-    for name in ("file", "input"):
-        given = form.get(name)
-        if isinstance(given, UploadFile):
-            sent = Sent(given.file.read(), "file", given.content_type or "")
-        elif isinstance(given, str):
-            sent = Sent(given, "string")
-    if sent is None:
+    for name in form:
+        if name not in (*_FIELDS, "subtasks", "file", "input"):
+            raise RequestError(
+                422,
+                "the form has a field that is not known",
+                value=name,
+                remedy=f"send file, input, subtasks, {', '.join(_FIELDS)}",
+            )
+    given = form.get("input", form.get("file"))
+    if given is None:
         raise RequestError(
             422, "the form has no input", remedy="send `file`, a file, or `input`, a text"
         )
+    if isinstance(given, UploadFile):
+        sent = Sent(given.file.read(), "file", given.content_type or "")
+    else:
+        sent = Sent(given, "string")
     strings = {name: form[name] for name in _FIELDS if isinstance(form.get(name), str)}
     named = [part for text in form.getlist("subtasks") for part in str(text).split(",")]
     subtasks = [part.strip() for part in named if part.strip()]
@@ -180,4 +176,4 @@ def _from_form(form: FormData) -> Asked:
         fields = PredictRequest.model_validate({**strings, "input": "", "subtasks": subtasks})
     except ValidationError as error:
         raise _malformed(error) from None
-    return Asked(fields, sent)
+    return Question(fields, sent)

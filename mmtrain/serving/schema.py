@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from mmtrain.bundle import BundleTask
 from mmtrain.predict.answers import Prediction
 from mmtrain.serving.config import Limits
-from mmtrain.serving.networks import Network
+from mmtrain.serving.networks import Network, Networks
 from pipelines.modalities.numbers import BOX, NumbersFeature
 
 _TAKES = ("max_tokens", "max_s", "sample_rate_hz", "height", "width", "channels", "num_frames")
@@ -124,54 +124,41 @@ class HealthAnswer(BaseModel):
 
 def to_answer(name: str, prediction: Prediction, *, task: BundleTask, network: int) -> Answer:
     """One task's prediction as it is sent."""
-    box = None
-    if isinstance(task.targets, NumbersFeature) and task.targets.names == BOX:
-        low, high = task.targets.low, task.targets.high
-        shares = {
-            side: min(1.0, max(0.0, (value - low) / (high - low)))
-            for side, value in prediction.values.items()
-        }
-        box = Box(**shares)
-    said = Answer.model_validate(
-        {"task": name, "network": network, "box": None, **prediction.to_dict()}
-    )
-    return said.model_copy(update={"box": box})
+    box, targets = None, task.targets
+    if isinstance(targets, NumbersFeature) and targets.names == BOX:
+        size = targets.high - targets.low
+        shares = {side: (value - targets.low) / size for side, value in prediction.values.items()}
+        box = Box(**{side: min(1.0, max(0.0, share)) for side, share in shares.items()})
+    answer = {"task": name, "network": network, "box": box, **prediction.to_dict()}
+    return Answer.model_validate(answer)
 
 
 def to_network(network: Network, *, whole: Network) -> NetworkAnswer:
-    """A network as it is sent."""
-    return NetworkAnswer.model_validate(network.to_dict(whole=whole))
+    """A network as it is sent, beside the whole model that it is a part of."""
+    return NetworkAnswer(
+        uri=network.uri,
+        tasks=list(network.tasks),
+        subtasks=list(network.subtasks),
+        parameters=network.num_parameters,
+        whole_parameters=whole.num_parameters,
+        recipe=network.predictor.bundle.card.lineage.recipe,
+    )
 
 
-def to_task(name: str, task: BundleTask, *, whole: Network, has_parts: bool) -> TaskAnswer:
-    """A task as it is sent; `has_parts`: there are registered cuts or parts of its model."""
-    smaller = has_parts or whole.cuts_in_memory
+def to_task(name: str, networks: Networks) -> TaskAnswer:
+    """A task as it is sent."""
+    task, whole = networks.tasks[name], networks.whole(name)
+    parts: Mapping[str, tuple[str, ...]] = getattr(task.targets, "parts", {})
+    classes = [f"{part} {name}" for part, names in parts.items() for name in names]
+    takes = task.inputs.model_dump(include=set(_TAKES), exclude_none=True)
     return TaskAnswer(
         name=name,
         modality=task.inputs.modality,
         choices=list(getattr(task.inputs, "classes", ())),
         answers=task.targets.modality,
-        classes=list(_class_names(task)),
+        classes=classes or list(getattr(task.targets, "classes", ())),
         values=list(getattr(task.targets, "names", ())),
-        takes={
-            field: value
-            for field, value in task.inputs.model_dump(include=set(_TAKES)).items()
-            if value is not None
-        },
-        subtasks=[one for one in whole.subtasks if smaller and _has(whole, one, task=name)],
+        takes=takes,
+        subtasks=networks.subtasks_of(name) if networks.has_smaller(whole) else [],
         network=to_network(whole, whole=whole),
     )
-
-
-def _class_names(task: BundleTask) -> tuple[str, ...]:
-    parts: Mapping[str, tuple[str, ...]] = getattr(task.targets, "parts", {})
-    if parts:
-        return tuple(f"{part} {name}" for part, names in parts.items() for name in names)
-    return tuple(getattr(task.targets, "classes", ()))
-
-
-def _has(whole: Network, subtask: str, *, task: str) -> bool:
-    """Whether a basis subtask has some of a task."""
-    if whole.pruner:
-        return task in whole.pruner.subset([subtask]).tasks
-    return whole.is_cut or subtask == task

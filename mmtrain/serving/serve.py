@@ -12,7 +12,6 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -21,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from mmtrain.cluster import cluster_of, reason
 from mmtrain.process.environment import environment
 from mmtrain.process.logs import hush
+from mmtrain.process.termination import handlers_kept
 from mmtrain.serving.config import ServingConfig
 from mmtrain.serving.connections import CALLBACK
 from mmtrain.serving.networks import ModelSource, ServingError, find_sources, load_networks
@@ -35,7 +35,7 @@ _SPARE_REQUESTS = 64  # beyond the queue, so that our 429 comes before Ray Serve
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class ServerPlace:
     """Where a server runs.
 
     Args:
@@ -68,7 +68,7 @@ class Place:
 
 @contextlib.contextmanager
 def serving(
-    sources: Sequence[ModelSource], *, config: ServingConfig, place: Place
+    sources: Sequence[ModelSource], *, config: ServingConfig, place: ServerPlace
 ) -> Iterator[str]:
     """A server that answers inside the `with`; its address.
 
@@ -87,26 +87,22 @@ def serving(
                 yield place.url
 
 
-def serve_forever(sources: Sequence[ModelSource], *, config: ServingConfig, place: Place) -> None:
+def serve_forever(
+    sources: Sequence[ModelSource], *, config: ServingConfig, place: ServerPlace
+) -> None:
     """Serves until Ctrl-C or a SIGTERM.
 
     Raises:
         ServingError: see `serving`.
     """
     stopped = threading.Event()
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        stopped.set()
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with handlers_kept():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stopped.set())
         with serving(sources, config=config, place=place) as url:
             print(f"serving at {url}   page /   API /docs   Ctrl-C stops", flush=True)
             stopped.wait()
             print("stopping", flush=True)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 class Served(BaseModel):
@@ -125,7 +121,7 @@ def application(args: Served) -> Any:
     Its name must be `mmtrain`. The token that requests must bring is the variable MMTRAIN_TOKEN's.
     """
     config = args.config.model_copy(update={"token": _token() or args.config.token})
-    return _bind(find_sources(args.models, tracking_uri=args.tracking_uri), config, Place())
+    return _bind(find_sources(args.models, tracking_uri=args.tracking_uri), config, ServerPlace())
 
 
 def _token() -> SecretStr | None:
@@ -135,7 +131,11 @@ def _token() -> SecretStr | None:
 
 @contextlib.contextmanager
 def _running(
-    sources: Sequence[ModelSource], *, config: ServingConfig, place: Place, http: dict[str, Any]
+    sources: Sequence[ModelSource],
+    *,
+    config: ServingConfig,
+    place: ServerPlace,
+    http: dict[str, Any],
 ) -> Iterator[None]:
     """The app on a cluster; when it is taken away, requests that are being answered end first."""
     from ray import serve
@@ -157,7 +157,7 @@ def _running(
         serve.delete(APP)
 
 
-def _bind(sources: Sequence[ModelSource], config: ServingConfig, place: Place) -> Any:
+def _bind(sources: Sequence[ModelSource], config: ServingConfig, place: ServerPlace) -> Any:
     """Ray Serve's application; `Any`, because its stubs are wrong."""
     from ray import serve
 
@@ -215,7 +215,7 @@ def _reason() -> str:
     return lines[-1] if lines else ""
 
 
-def _check_resources(place: Place, there: Mapping[str, float]) -> None:
+def _check_resources(place: ServerPlace, there: Mapping[str, float]) -> None:
     """Refuses what would wait for ever.
 
     Raises:
@@ -230,7 +230,7 @@ def _check_resources(place: Place, there: Mapping[str, float]) -> None:
             )
 
 
-def _check_port(place: Place) -> None:
+def _check_port(place: ServerPlace) -> None:
     """Refuses a port that another program has; of a cluster at an address, nothing is known."""
     if place.address:
         return
@@ -254,7 +254,7 @@ def _free_port() -> int:
         return port
 
 
-def _direct_ingress(place: Place) -> dict[str, str]:
+def _direct_ingress(place: ServerPlace) -> dict[str, str]:
     """Ray Serve's settings by which the one replica listens on the port, and no other does."""
     return {
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",

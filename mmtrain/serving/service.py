@@ -21,7 +21,7 @@ from mmtrain.serving.inputs import possible_modalities, raw_value, read_input
 from mmtrain.serving.meters import Meters
 from mmtrain.serving.networks import Chosen, Network, Networks
 from mmtrain.serving.problems import RequestError
-from mmtrain.serving.requests import Asked, parse_request, read_body
+from mmtrain.serving.requests import Question, parse_request, read_body
 from mmtrain.serving.schema import PredictAnswer, to_answer, to_network
 
 _DECODERS = 2  # threads that decode files, beside the one that answers
@@ -53,8 +53,8 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
-    """What a network says of an input, by task."""
+class Answered:
+    """A network's answers to an input, by task."""
 
     network: Network
     by_task: dict[str, Prediction]
@@ -67,7 +67,7 @@ class Service:
         self.networks, self.config, self.meters = networks, config, meters
         self.door = Door(config)
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
-        self.batcher: Batcher[BatchKey, Item, Said] = Batcher(
+        self.batcher: Batcher[BatchKey, Item, Answered] = Batcher(
             self._answer_batch,
             max_batch=config.max_batch,
             wait_s=config.batch_wait_ms / 1e3,
@@ -96,18 +96,18 @@ class Service:
             left_s = self.config.timeout_s - (time.monotonic() - began_s)
             try:
                 async with asyncio.timeout(max(left_s, 0.0)):
-                    asked = await parse_request(request, body, limits=self.config.limits)
-                    said = await self._answer(asked)
+                    question = await parse_request(request, body)
+                    answered = await self._answer(question)
             except TimeoutError:
                 raise self._too_slow(504, "there was no answer in time") from None
-        return self._to_answer(said, seconds=time.monotonic() - began_s)
+        return self._to_answer(answered, seconds=time.monotonic() - began_s)
 
-    async def _answer(self, asked: Asked) -> list[Said]:
-        """What each network says, in the order of the tasks."""
-        modality = self._modality(asked)
-        fields = asked.fields
+    async def _answer(self, question: Question) -> list[Answered]:
+        """The answers of each network, in the order of the tasks."""
+        modality = self._modality(question)
+        fields = question.fields
         chosen = self.networks.choose(task=fields.task, modality=modality, subtasks=fields.subtasks)
-        value = raw_value(asked.sent, modality=modality, limits=self.config.limits)
+        value = raw_value(question.sent, modality=modality, limits=self.config.limits)
         jobs = [
             self._job(one, [task.spec.name for task in alike], value, beam_size=fields.beam_size)
             for one in chosen
@@ -115,20 +115,20 @@ class Service:
         ]
         return [await jobs[0]] if len(jobs) == 1 else await _all(jobs)
 
-    def _modality(self, asked: Asked) -> str:
+    def _modality(self, question: Question) -> str:
         """Of the input: its task's, the one named, the only one, or what the file is.
 
         Raises:
             RequestError: it may be one of several.
             UnknownNameError: there is no such task.
         """
-        if asked.fields.task is not None:
-            whole = self.networks.whole(asked.fields.task)
-            return whole.tasks[asked.fields.task].inputs.modality
-        if asked.fields.modality is not None:
-            return asked.fields.modality
+        if question.fields.task is not None:
+            whole = self.networks.whole(question.fields.task)
+            return whole.tasks[question.fields.task].inputs.modality
+        if question.fields.modality is not None:
+            return question.fields.modality
         known = self.networks.modalities
-        could = [one for one in known if one in possible_modalities(asked.sent)]
+        could = [one for one in known if one in possible_modalities(question.sent)]
         if len(known) == 1:
             return known[0]
         if len(could) == 1:
@@ -142,7 +142,7 @@ class Service:
 
     async def _job(
         self, chosen: Chosen, tasks: Sequence[str], value: str | bytes, *, beam_size: int
-    ) -> Said:
+    ) -> Answered:
         predictor = chosen.network.predictor
         feature, vocabulary = predictor.task(tasks[0]).inputs, predictor.vocabulary
 
@@ -158,29 +158,25 @@ class Service:
         key = BatchKey(chosen.network, subtasks, tuple(tasks), beam_size)
         return await self.batcher.submit(key, Item(value, array))
 
-    def _answer_batch(self, key: BatchKey, items: Sequence[Item]) -> list[Said]:
+    def _answer_batch(self, key: BatchKey, items: Sequence[Item]) -> list[Answered]:
         network = self.networks.cut(key.network, key.subtasks) if key.subtasks else key.network
-        said = network.predictor.predict_batch(
-            key.tasks,
-            [item.array for item in items],
-            values=[item.value for item in items],
-            beam_size=key.beam_size,
+        arrays, values = [item.array for item in items], [item.value for item in items]
+        answers = network.predictor.predict_batch(
+            key.tasks, arrays, values=values, beam_size=key.beam_size
         )
-        return [Said(network, by_task) for by_task in said]
+        return [Answered(network, by_task) for by_task in answers]
 
-    def _to_answer(self, said: Sequence[Said], *, seconds: float) -> PredictAnswer:
-        by_uri = {one.network.uri: one.network for one in said}
-        places = {uri: place for place, uri in enumerate(by_uri)}
+    def _to_answer(self, answered: Sequence[Answered], *, seconds: float) -> PredictAnswer:
+        networks = {one.network.uri: one.network for one in answered}
+        places = {uri: place for place, uri in enumerate(networks)}
         answers = [
-            to_answer(
-                name, prediction, task=one.network.tasks[name], network=places[one.network.uri]
-            )
-            for one in said
-            for name, prediction in one.by_task.items()
+            to_answer(name, prediction, task=of.network.tasks[name], network=places[of.network.uri])
+            for of in answered
+            for name, prediction in of.by_task.items()
         ]
         described = [
             to_network(network, whole=self.networks.whole_of(network))
-            for network in by_uri.values()
+            for network in networks.values()
         ]
         return PredictAnswer(answers=answers, networks=described, seconds=seconds)
 
@@ -193,7 +189,7 @@ class Service:
         )
 
 
-async def _all(jobs: Sequence[Coroutine[Any, Any, Said]]) -> list[Said]:
+async def _all(jobs: Sequence[Coroutine[Any, Any, Answered]]) -> list[Answered]:
     """Results of all; the first error ends the others."""
     tasks = [asyncio.ensure_future(job) for job in jobs]
     try:

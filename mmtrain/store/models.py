@@ -165,7 +165,7 @@ def fixed_uri(uri: str, *, tracking_uri: str | None = None) -> str:
         RegistryError: there is no such version.
     """
     tracking_uri = tracking_uri or mlflow.get_tracking_uri()
-    remedy = "give --tracking, or set MLFLOW_TRACKING_URI to the registry"
+    remedy = "set MLFLOW_TRACKING_URI to the registry, or give --tracking where there is one"
     with calling(f"no {uri} at {tracking_uri}", remedy=remedy):
         name, version = name_and_version(uri, tracking_uri=tracking_uri)
     return f"models:/{name}/{version}"

@@ -17,6 +17,7 @@ import torch
 from mmtrain.models.model import ModelConfig, MultiTaskModel, TaskSpec, build_model
 from mmtrain.models.multimodel import Config
 from mmtrain.predict.decoding import Stepper
+from tests.mmtrain.predict.full_pass import FullPass
 
 BATCH, SOURCE, VOCABULARY, COMMAND = 8, 24, 1500, 2
 LENGTHS = (32, 64, 128, 256)
@@ -33,12 +34,18 @@ def step_times_ms(model: MultiTaskModel, *, cached: bool) -> dict[int, float]:
     """Mean of the `PROBED` steps that follow after each number of tokens."""
     inputs = torch.randint(3, VOCABULARY, (BATCH, SOURCE))
     lengths = torch.full((BATCH,), SOURCE)
-    stepper = Stepper(model, task="translate", inputs=inputs, input_lengths=lengths, cached=cached)
+    encoded = model.encode("translate", inputs=inputs, input_lengths=lengths)
+    stepper = (Stepper if cached else FullPass)(model, task="translate", inputs=encoded)
     tokens_BT = torch.randint(3, VOCABULARY, (BATCH, LENGTHS[-1] + PROBED))
     tokens_BT[:, 0] = COMMAND
-    taken: dict[int, float] = {}
+    taken, done = dict[int, float](), 0
     for length in LENGTHS:
-        stepper.read(tokens_BT[:, stepper.length : length])
+        given_BT, done = tokens_BT[:, done:length], length + PROBED
+        if isinstance(stepper, FullPass):
+            stepper.tokens += given_BT.unbind(1)
+        else:
+            for last_B in given_BT.unbind(1):
+                stepper.next(last_B)
         start = time.process_time()
         for t in range(length, length + PROBED):
             stepper.next(tokens_BT[:, t])

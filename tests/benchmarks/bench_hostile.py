@@ -31,7 +31,7 @@ from pydantic import SecretStr
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from mmtrain.serving.config import ServingConfig
 from mmtrain.serving.networks import ModelSource
-from mmtrain.serving.serve import Place, serving
+from mmtrain.serving.serve import ServerPlace, serving
 from tests.mmtrain.example_bundle import example_bundle
 
 AT_ONCE = 40
@@ -157,7 +157,7 @@ def memory_mb(kind: str) -> float:
 def measure(bundle: Path, *, replicas: int, count: int) -> dict[str, float]:
     """Growth in MB by kind of process."""
     source = ModelSource(str(bundle.resolve()), None, named=True)
-    place = Place(port=free_port(), replicas=replicas)
+    place = ServerPlace(port=free_port(), replicas=replicas)
     kinds = ("replica",) if replicas == 1 else ("replica", "proxy")
     config = ServingConfig(token=SecretStr(TOKEN))
     with serving([source], config=config, place=place):

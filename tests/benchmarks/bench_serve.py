@@ -34,7 +34,7 @@ from mmtrain.bundle import find_bundle
 from mmtrain.registry.register import register
 from mmtrain.serving.config import ServingConfig
 from mmtrain.serving.networks import ModelSource
-from mmtrain.serving.serve import Place, serving
+from mmtrain.serving.serve import ServerPlace, serving
 from tests.mmtrain.example_bundle import example_bundle
 
 CLIENTS = (1, 8, 32)
@@ -100,7 +100,7 @@ def measure(asked: Asked, *, seconds: float) -> dict[int, Measured]:
 @contextlib.contextmanager
 def ours(bundle: Path, *, max_batch: int, task: str, text: str) -> Iterator[Asked]:
     source = ModelSource(str(bundle.resolve()), None, named=True)
-    place = Place(port=free_port())
+    place = ServerPlace(port=free_port())
     with serving([source], config=ServingConfig(max_batch=max_batch), place=place) as url:
         yield Asked(f"{url}/v1/predict", {"task": task, "input": text})
 

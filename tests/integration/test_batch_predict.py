@@ -62,10 +62,10 @@ def test_stopped_halfway_and_resumed_equals_straight(folder: Path, straight: byt
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        predict(folder, "stopped.jsonl", told=stop_halfway)
+        predict(folder, "stopped.jsonl", on_progress=stop_halfway)
     assert not (folder / "stopped.jsonl" / "_COMPLETED").exists()
     seen: list[BatchProgress] = []
-    result = predict(folder, "stopped.jsonl", told=seen.append)
+    result = predict(folder, "stopped.jsonl", on_progress=seen.append)
     assert result.resumed_rows >= NUM_ROWS // 2
     assert seen[0].done == result.resumed_rows
     assert seen[-1].done == seen[-1].total == NUM_ROWS

@@ -11,7 +11,7 @@ from ray import serve
 
 from mmtrain.serving.config import ServingConfig
 from mmtrain.serving.networks import ModelSource
-from mmtrain.serving.serve import Place, ServingError, serving
+from mmtrain.serving.serve import ServerPlace, ServingError, serving
 from tests.mmtrain.example_bundle import example_bundle
 from tests.mmtrain.example_kinds import picture
 from tests.waiting import BUSY_S, SOON_S
@@ -38,7 +38,7 @@ def test_a_served_model_answers_over_http_and_leaves_nothing_when_it_stops(
 ):
     source = ModelSource(str(example_bundle(tmp_path / "bundle")), None, named=True)
     config = ServingConfig.model_validate({"token": "secret", "max_queue": 2, "batch_wait_ms": 0})
-    place = Place(port=free_port())
+    place = ServerPlace(port=free_port())
     with serving([source], config=config, place=place) as url:
         assert httpx2.get(f"{url}/healthz", timeout=BUSY_S).json() == {"status": "ok"}
         assert httpx2.post(f"{url}/v1/predict", json=BODY, timeout=BUSY_S).status_code == 401
@@ -65,7 +65,7 @@ def test_a_served_model_answers_over_http_and_leaves_nothing_when_it_stops(
 def test_more_replicas_than_the_cluster_holds_are_refused_with_the_numbers(
     ray_cluster: None, tmp_path: Path
 ):
-    place = Place(port=free_port(), replicas=40)
+    place = ServerPlace(port=free_port(), replicas=40)
     served = serving([], config=ServingConfig(), place=place)
     words = "40 replicas of 1 CPU need 40, the cluster has 6"
     with pytest.raises(ServingError, match=words), served:

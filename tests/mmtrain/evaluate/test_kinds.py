@@ -13,7 +13,8 @@ from torch.nn import functional
 from mmtrain.cli import app
 from mmtrain.evaluate.evaluate import evaluate
 from mmtrain.evaluate.results import Results
-from mmtrain.predict.predictor import PredictionError, Predictor
+from mmtrain.predict.predictor import Predictor
+from mmtrain.predict.values import PredictionError, encode_value
 from mmtrain.report.report import Run, report_page
 from pipelines.errors import UnknownNameError
 from tests.mmtrain.example_kinds import (
@@ -134,7 +135,7 @@ def test_log_perplexity_is_nats_of_all_classes_together_for_several_at_once(
     total = 0.0
     for seed in range(100, 104):
         raw, names = row("things", seed)
-        array = predictor._array(raw, task=predictor.task("things"))
+        _, array = encode_value(raw, task=predictor.task("things"), vocabulary=None)
         (logits,) = predictor.logits("things", [array])
         there = torch.tensor([float(name in names) for name in ("cat", "dog", "owl")])  # type: ignore[operator]
         total += functional.binary_cross_entropy_with_logits(logits, there, reduction="sum").item()

@@ -22,7 +22,9 @@ from mmtrain.models.model import ModelConfig
 from mmtrain.planning.estimate import plan_run
 from mmtrain.predict.bulk_answers import BatchJob, predict_part
 from mmtrain.predict.bulk_inputs import open_input, parts
-from mmtrain.predict.predictor import PredictionError, Predictor
+from mmtrain.predict.bulk_output import Request
+from mmtrain.predict.predictor import Predictor
+from mmtrain.predict.values import PredictionError
 from mmtrain.recipe import Recipe
 from mmtrain.report.report import Run, report_page
 from mmtrain.run.components import build_objective, training_plan
@@ -162,10 +164,11 @@ def test_a_file_of_classes_is_answered_row_by_row(
 ):
     (tmp_path / "a.csv").write_text("input\ndog\nunicorn\nhen\n")
     data = open_input(str(tmp_path / "a.csv"))
-    job = BatchJob(
-        bundle=folder / "run" / "bundle", digest=predictor.bundle.digest, data=data,
-        tasks=("call",), out=tmp_path, format="jsonl", batch_size=2, beam_size=1,
+    request = Request(
+        model=predictor.bundle.digest, input=data.digest, column="input", tasks=("call",),
+        beam_size=1, rows_a_part=10, format="jsonl", model_uri="run", input_uri="a.csv",
     )  # fmt: skip
+    job = BatchJob(folder / "run" / "bundle", data, tmp_path, request, batch_size=2)
     (part,) = parts(data, rows_a_part=10)
     report = predict_part(predictor, job, part)
     rows = [json.loads(line) for line in (tmp_path / report.file).read_text().splitlines()]

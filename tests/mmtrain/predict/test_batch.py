@@ -12,19 +12,31 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from mmtrain.bundle import load_bundle
 from mmtrain.cli import app
-from mmtrain.predict.batch import BatchError, choose_tasks
+from mmtrain.predict.batch import BatchError, tasks_for
 from mmtrain.predict.bulk_answers import BatchJob, predict_part
 from mmtrain.predict.bulk_inputs import BatchInputError, InputData, open_input, parts, read_rows
-from mmtrain.predict.bulk_output import BatchOutputError, Format, Request, open_output, record
+from mmtrain.predict.bulk_output import (
+    BatchOutputError,
+    OutputFormat,
+    Request,
+    open_output,
+    record,
+)
 from mmtrain.predict.predictor import Predictor
-from pipelines.errors import MMTrainError, UnknownNameError
+from mmtrain.predict.values import PredictionError
+from pipelines.errors import BadExampleError, MMTrainError, UnknownNameError
 from pipelines.ownership import FolderInUseError
 from tests.mmtrain.example_bundle import example_bundle
 from tests.mmtrain.example_corpus import SENTENCES, build_example_corpora, example_vocabulary, shade
 
 TEXTS = ["Peru", "Mali", "France", "Germany", "the dog slept"]
+
+
+REQUEST = Request(
+    model="a" * 64, input="b" * 64, column="input", tasks=("names",), beam_size=1, rows_a_part=10,
+    format="jsonl", model_uri="run", input_uri="data.txt",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -93,8 +105,9 @@ def test_what_cannot_be_read_keeps_its_place_and_says_why(tmp_path: Path):
     data = open_input(str(tmp_path / "a.jsonl"))
     rows = [row for part in parts(data, rows_a_part=2) for row in read_rows(data, part)]
     assert [row.number for row in rows] == list(range(6))
-    assert rows[0].problem is None
-    problems = [str(row.problem) for row in rows[1:]]
+    assert rows[0].value == "Peru"
+    assert all(isinstance(row.value, BadExampleError) for row in rows[1:])
+    problems = [str(row.value) for row in rows[1:]]
     assert problems[0] == problems[1] == problems[4] == "no text in 'input'"
     assert problems[2].startswith("Expecting value")
     assert problems[3] == "not UTF-8"
@@ -118,10 +131,11 @@ def test_wrong_data_is_refused_before_anything_starts(tmp_path: Path):
 
 
 def job_of(
-    bundle: Path, data: InputData, out: Path, *tasks: str, form: Format = "jsonl"
+    bundle: Path, data: InputData, out: Path, *tasks: str, form: OutputFormat = "jsonl"
 ) -> BatchJob:
     out.mkdir(exist_ok=True)
-    return BatchJob(bundle, load_bundle(bundle).digest, data, tasks, out, form, 2, 1)
+    request = REQUEST.model_copy(update={"tasks": tasks, "format": form})
+    return BatchJob(bundle, data, out, request, batch_size=2)
 
 
 def test_a_part_holds_the_predictors_answers_in_order(
@@ -184,7 +198,7 @@ def test_a_built_split_is_answered_as_its_raw_examples_are(
 ):
     build_example_corpora(tmp_path, vocabulary=example_vocabulary())
     data = open_input(str(tmp_path / "shards" / "shades" / "test"))
-    tasks = choose_tasks(predictor.tasks, data=data, task=None, modality=None)
+    tasks = tasks_for(data, predictor.tasks, task=None, modality=None)
     assert tasks == ("shades",)
     job = job_of(bundle, data, tmp_path / "out", *tasks)
     (part,) = parts(data, rows_a_part=10)
@@ -193,27 +207,21 @@ def test_a_built_split_is_answered_as_its_raw_examples_are(
     said = predictor.predict("shades", [shade(20), shade(220)])
     assert [line["text"] for line in lines] == [one.text for one in said]
     with pytest.raises(BatchError, match="was built for"):
-        choose_tasks(predictor.tasks, data=data, task="names", modality=None)
+        tasks_for(data, predictor.tasks, task="names", modality=None)
 
 
 def test_tasks_are_chosen_by_name_or_modality(predictor: Predictor, tmp_path: Path):
     data = open_input(str(write_table(tmp_path, "txt")))
-    assert choose_tasks(predictor.tasks, data=data, task=None, modality="text") == (
+    assert tasks_for(data, predictor.tasks, task=None, modality="text") == (
         "trees",
         "names",
     )
     with pytest.raises(UnknownNameError, match="names"):
-        choose_tasks(predictor.tasks, data=data, task="name", modality=None)
-    with pytest.raises(BatchError, match="--modality"):
-        choose_tasks(predictor.tasks, data=data, task=None, modality=None)
+        tasks_for(data, predictor.tasks, task="name", modality=None)
+    with pytest.raises(PredictionError, match="--modality"):
+        tasks_for(data, predictor.tasks, task=None, modality=None)
     with pytest.raises(UnknownNameError, match="text"):
-        choose_tasks(predictor.tasks, data=data, task=None, modality="txt")
-
-
-REQUEST = Request(
-    model="a" * 64, input="b" * 64, column="input", tasks=("names",), beam_size=1, rows_a_part=10,
-    format="jsonl", model_uri="run", input_uri="data.txt",
-)  # fmt: skip
+        tasks_for(data, predictor.tasks, task=None, modality="txt")
 
 
 def test_only_whole_noted_parts_count_as_done(bundle: Path, predictor: Predictor, tmp_path: Path):

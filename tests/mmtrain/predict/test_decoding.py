@@ -1,11 +1,15 @@
 import itertools
+from typing import Any
 
 import pytest
 import torch
 from torch.testing import assert_close
 
+from mmtrain.models.model import MultiTaskModel
+from mmtrain.predict import decoding
 from mmtrain.predict.decoding import DecodingError, Stepper, beam, greedy, length_divisor
 from tests.mmtrain.models.tiny import EN_DE, tiny_model, token_rows
+from tests.mmtrain.predict.full_pass import FullPass
 
 torch.set_num_threads(1)
 
@@ -15,6 +19,11 @@ JOINS = pytest.mark.parametrize("join", ["time", "none"])
 def sources():
     inputs, lengths = token_rows(6, 3, 5)
     return {"task": "en_de", "inputs": inputs, "input_lengths": lengths}
+
+
+def encoded(model: MultiTaskModel) -> dict[str, Any]:
+    with torch.no_grad():
+        return {"task": "en_de", "inputs": model.encode(**sources())}
 
 
 @JOINS
@@ -27,7 +36,7 @@ def test_a_cached_step_equals_the_full_pass(join, attention):
     with torch.no_grad():
         full = model(**sources(), targets=targets).logits
         full[..., 0] = -torch.inf
-        stepper = Stepper(model, **sources())
+        stepper = Stepper(model, **encoded(model))
         last_B = torch.full((3,), EN_DE)
         for t in range(targets.shape[1]):
             step = stepper.next(last_B)
@@ -37,10 +46,10 @@ def test_a_cached_step_equals_the_full_pass(join, attention):
 
 @JOINS
 def test_greedy_takes_the_likeliest_token_of_each_full_pass(join):
-    model = tiny_model(join=join)
-    decoded = greedy(model, **sources(), max_length=9)
+    model = tiny_model(join=join).eval()
+    decoded = greedy(model, **encoded(model), max_length=9)
     with torch.no_grad():
-        logits = model.eval()(**sources(), targets=decoded.tokens_BT).logits
+        logits = model(**sources(), targets=decoded.tokens_BT).logits
     logits[..., 0] = -torch.inf
     for row in range(3):
         real = int((decoded.tokens_BT[row] != 0).sum())
@@ -51,29 +60,26 @@ def test_greedy_takes_the_likeliest_token_of_each_full_pass(join):
 
 @JOINS
 @pytest.mark.parametrize("beam_size", [1, 3])
-def test_a_cached_beam_equals_an_uncached_one(join, beam_size):
-    model = tiny_model(join=join)
-    cached, full = (
-        beam(model, **sources(), max_length=8, beam_size=beam_size, cached=cached)
-        for cached in (True, False)
-    )
+def test_a_cached_beam_equals_an_uncached_one(join, beam_size, monkeypatch):
+    model = tiny_model(join=join).eval()
+    cached = beam(model, **encoded(model), max_length=8, beam_size=beam_size)
+    monkeypatch.setattr(decoding, "Stepper", FullPass)
+    full = beam(model, **encoded(model), max_length=8, beam_size=beam_size)
     assert torch.equal(cached.tokens_BT, full.tokens_BT)
     assert_close(cached.log_probs_B, full.log_probs_B, atol=1e-4, rtol=0)
 
 
 def test_a_beam_of_one_is_greedy():
-    model = tiny_model()
-    one, best = (
-        beam(model, **sources(), max_length=8, beam_size=1),
-        greedy(model, **sources(), max_length=8),
-    )
+    model = tiny_model().eval()
+    one = beam(model, **encoded(model), max_length=8, beam_size=1)
+    best = greedy(model, **encoded(model), max_length=8)
     assert torch.equal(one.tokens_BT, best.tokens_BT)
     assert_close(one.log_probs_B, best.log_probs_B)
 
 
 def test_a_wide_beam_finds_the_best_of_all_sequences():
     model = tiny_model().eval()
-    found = beam(model, **sources(), max_length=2, beam_size=900, length_penalty=0.0)
+    found = beam(model, **encoded(model), max_length=2, beam_size=900, length_penalty=0.0)
     with torch.no_grad():
         every = torch.tensor(list(itertools.product(range(1, 30), repeat=2)))
         row = {name: value[:1] for name, value in sources().items() if name != "task"}
@@ -86,23 +92,13 @@ def test_a_wide_beam_finds_the_best_of_all_sequences():
 
 
 def test_a_row_that_has_ended_is_padded_and_costs_nothing_more():
-    model = tiny_model()
-    weight = model.get_parameter("heads.text.project.weight")
-    weight.data[1] = 0.0
-    weight.data[2:] *= 0.3
-    decoded = greedy(model, **sources(), max_length=30)
-    for tokens, length in zip(decoded.tokens_BT.tolist(), decoded.lengths.tolist(), strict=True):
-        if 1 in tokens:
-            assert tokens.index(1) == length
-            assert set(tokens[length + 1 :]) <= {0}
-        else:
-            assert length == 30
-
-
-def test_the_models_mode_comes_back():
-    model = tiny_model().train()
-    greedy(model, **sources(), max_length=2)
-    assert model.training
+    model = tiny_model().eval()
+    rows = greedy(model, **encoded(model), max_length=12).tokens_BT.tolist()
+    lengths = [tokens.index(1) if 1 in tokens else 12 for tokens in rows]
+    assert lengths == [6, 12, 0]
+    for tokens, length in zip(rows, lengths, strict=True):
+        assert 0 not in tokens[:length]
+        assert set(tokens[length + 1 :]) <= {0}
 
 
 def test_length_divisor_is_the_formula():
@@ -111,9 +107,9 @@ def test_length_divisor_is_the_formula():
 
 
 def test_what_cannot_be_decoded_is_refused():
-    model = tiny_model()
-    image = {"inputs": torch.randn(1, 16, 16, 1), "input_lengths": torch.tensor([16])}
+    model = tiny_model().eval()
+    inputs = encoded(model)["inputs"]
     with pytest.raises(DecodingError, match="'digits' has no sequence"):
-        greedy(model, task="digits", **image, max_length=3)
+        greedy(model, task="digits", inputs=inputs, max_length=3)
     with pytest.raises(DecodingError, match="beam_size 0"):
-        beam(model, **sources(), max_length=3, beam_size=0)
+        beam(model, task="en_de", inputs=inputs, max_length=3, beam_size=0)

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmtrain.predict.predictor import PredictionError, Predictor
+from mmtrain.predict.predictor import Predictor
+from mmtrain.predict.values import PredictionError
 from pipelines.errors import UnknownNameError
 from tests.mmtrain.example_bundle import example_bundle
 from tests.mmtrain.example_corpus import CLASSES, SENTENCES, shade

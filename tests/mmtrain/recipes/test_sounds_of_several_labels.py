@@ -13,10 +13,12 @@ from mmtrain.losses.mixup import mix_inputs, mixed_loss
 from mmtrain.modalities import audio_patches
 from mmtrain.models import polyvit
 from mmtrain.models.model import ModelConfig, TaskSpec, build_model
-from mmtrain.predict.batch import choose_tasks
+from mmtrain.predict.batch import tasks_for
 from mmtrain.predict.bulk_answers import BatchJob, answer_rows
 from mmtrain.predict.bulk_inputs import open_input, parts, read_rows
+from mmtrain.predict.bulk_output import Request
 from mmtrain.predict.predictor import Predictor
+from mmtrain.predict.values import encode_value
 from mmtrain.serving.config import Limits
 from mmtrain.serving.inputs import read_input
 from pipelines.modalities.audio import AudioFeature
@@ -109,7 +111,8 @@ def test_recordings_are_standard_as_the_corpus_was_whoever_reads_them(data_dir, 
     for number, array in enumerate(stored):
         file = data_dir / "raw" / "tones" / "test" / f"{number}.wav"
         served = read_input(file.read_bytes(), feature=feature, vocabulary=None, limits=Limits())
-        assert np.array_equal(predictor._array(file, task=predictor.task("tones")), array)
+        _, read = encode_value(file, task=predictor.task("tones"), vocabulary=None)
+        assert np.array_equal(read, array)
         assert np.array_equal(served, array)
 
 
@@ -127,13 +130,17 @@ def test_a_corpus_measured_anew_is_read_as_the_model_was_trained(data_dir, predi
     assert after == before
 
     data = open_input(str(shard_folder(tmp_path, task="tones", split="test")))
-    assert choose_tasks(predictor.tasks, data=data, task=None, modality=None) == ("tones",)
-    job = BatchJob(tmp_path, "", data, ("tones",), tmp_path, "jsonl", 8, 1)
+    assert tasks_for(data, predictor.tasks, task=None, modality=None) == ("tones",)
+    request = Request(
+        model="", input="", column="", tasks=("tones",), beam_size=1, rows_a_part=100,
+        format="jsonl", model_uri="", input_uri="",
+    )  # fmt: skip
+    job = BatchJob(tmp_path, data, tmp_path, request, batch_size=8)
     (part,) = parts(data, rows_a_part=100)
     answers = answer_rows(predictor, job, list(read_rows(data, part)), part=part)
     files = [tmp_path / "raw" / "tones" / "test" / f"{number}.wav" for number in range(40)]
     said = predictor.predict("tones", files, batch_size=40)
-    assert [row[0].prediction for row in answers] == said
+    assert [row[0].answer for row in answers] == said
 
 
 def test_both_published_tasks_of_sounds_are_measured_by_average_precision():

@@ -54,7 +54,10 @@ REQUEST = Request(
 
 
 def report_of(number: int) -> PartReport:
-    return PartReport(f"part-{number:05d}.jsonl", number, 2 * number, 2, 0, 3, {})
+    return PartReport(
+        file=f"part-{number:05d}.jsonl", number=number, first_row=2 * number, num_rows=2,
+        num_failed=0, num_bytes=3, failures={},
+    )  # fmt: skip
 
 
 @pytest.fixture

@@ -6,30 +6,30 @@ from collections.abc import Sequence
 
 import pytest
 
-from mmtrain.serving.batch import Batcher, Choice, Queue, batch_policy
+from mmtrain.serving.batch import Batcher, NextBatch, Queue, batch_policy
 from tests.waiting import BUSY_S, until
 
 
 @pytest.mark.parametrize(
     ("queues", "choice"),
     [
-        ({}, Choice()),
-        ({"a": Queue(1, 0.0, expected=1)}, Choice(key="a")),  # a lone client never waits
-        ({"a": Queue(3, 0.002, expected=8)}, Choice(wait_s=0.008)),  # others are on their way
-        ({"a": Queue(3, 0.011, expected=8)}, Choice(key="a")),  # they did not come
-        ({"a": Queue(4, 0.0, expected=9)}, Choice(key="a")),  # as many as fit
+        ({}, NextBatch()),
+        ({"a": Queue(1, 0.0, expected=1)}, NextBatch(key="a")),  # a lone client never waits
+        ({"a": Queue(3, 0.002, expected=8)}, NextBatch(wait_s=0.008)),  # others are on their way
+        ({"a": Queue(3, 0.011, expected=8)}, NextBatch(key="a")),  # they did not come
+        ({"a": Queue(4, 0.0, expected=9)}, NextBatch(key="a")),  # as many as fit
         (
             {"a": Queue(1, 0.001, expected=1), "b": Queue(1, 0.003, expected=1)},
-            Choice(key="b"),  # the oldest first
+            NextBatch(key="b"),  # the oldest first
         ),
         (
             {"a": Queue(1, 0.004, expected=8), "b": Queue(1, 0.007, expected=8)},
-            Choice(wait_s=0.003),
+            NextBatch(wait_s=0.003),
         ),
     ],
 )
 def test_a_queue_is_answered_when_nobody_else_is_expected_or_has_waited(
-    queues: dict[str, Queue], choice: Choice[str]
+    queues: dict[str, Queue], choice: NextBatch[str]
 ):
     found = batch_policy(queues, max_batch=4, wait_s=0.01)
     assert found.key == choice.key

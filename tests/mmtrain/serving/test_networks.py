@@ -7,6 +7,7 @@ import pytest
 from mmtrain.bundle import load_bundle
 from mmtrain.derive.extract import extract, open_model
 from mmtrain.derive.prune import Asked, prune_and_register
+from mmtrain.predict.open import bundle_folder
 from mmtrain.predict.predictor import Predictor
 from mmtrain.registry.register import register
 from mmtrain.serving.networks import Network, Networks, find_sources, load_networks
@@ -49,6 +50,19 @@ def test_registered_cuts_of_a_model_are_served_with_it(networks: Networks):
     assert cut.uri == "models:/senses_cut/1"
     assert cut.subtasks == ("seen", "heard")
     assert cut.num_parameters < whole.num_parameters
+
+
+def test_a_registered_version_lies_beside_the_output_for_as_long_as_it_is_read(
+    registry: tuple[Path, str], tmp_path: Path
+):
+    opened = bundle_folder(
+        "models:/senses_cut/1", tracking_uri=registry[1], beside=tmp_path / "out"
+    )
+    with opened as (folder, uri):
+        assert uri == "models:/senses_cut/1"
+        assert folder.is_relative_to(tmp_path)
+        assert load_bundle(folder).card.lineage.facts["subtasks"] == "seen,heard"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_without_subtasks_the_whole_model_answers(networks: Networks):
