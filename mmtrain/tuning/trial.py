@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from mmtrain.bundle import load_bundle
 from mmtrain.checkpoint.files import folder_name
@@ -26,7 +25,8 @@ from mmtrain.run.prepare import prepare_run
 from mmtrain.run.tracked import start_tracking
 from mmtrain.store.config import TrackingConfig
 from mmtrain.store.tracking import Status, Tracker
-from mmtrain.tuning.score import TaskMeasure, combine_scores, measure_tasks
+from mmtrain.tuning.score import combine_scores, measure_tasks
+from mmtrain.tuning.study import is_pruned
 from mmtrain.tuning.sweep import (
     OF_MASKS,
     Objective,
@@ -35,7 +35,14 @@ from mmtrain.tuning.sweep import (
     apply_values,
     measured_steps,
 )
-from mmtrain.tuning.trials import RungPoint, TrialRecord, trial_folder, write_record
+from mmtrain.tuning.trials import (
+    RungPoint,
+    State,
+    TrialRecord,
+    read_records,
+    trial_folder,
+    write_record,
+)
 from pipelines.errors import MMTrainError
 
 _BASELINE_EXAMPLES = 10_000  # that a trivial predictor is fitted on
@@ -49,27 +56,18 @@ class TrialPlan:
     """What all trials of a sweep share; it travels to their processes."""
 
     sweep: SweepConfig
-    recipe: str  # JSON
+    recipe_json: str
     out: Path
     data_dir: Path
     tracking: TrackingConfig  # with the sweep's run as the parent
 
     def recipe_of(self, values: Values) -> Recipe:
         """The recipe of a trial."""
-        return apply_values(Recipe.model_validate_json(self.recipe), values)
+        return apply_values(Recipe.model_validate_json(self.recipe_json), values)
 
     def tracking_of(self, number: int) -> TrackingConfig:
         """Where a trial is tracked."""
         return self.tracking.model_copy(update={"run_name": f"trial {number}"})
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What was found after a segment."""
-
-    score: float
-    tasks: dict[str, TaskMeasure]
-    objectives: dict[str, float]
 
 
 def start_trial(plan: TrialPlan, recipe: Recipe, *, number: int) -> Job:
@@ -86,13 +84,13 @@ def start_trial(plan: TrialPlan, recipe: Recipe, *, number: int) -> Job:
     return Job(recipe.model_dump_json(), out, plan.data_dir, tracking, run_id)
 
 
-def measure_trial(plan: TrialPlan, *, number: int, at_end: bool) -> Measured:
+def measure_trial(plan: TrialPlan, record: TrialRecord, *, at_end: bool) -> TrialRecord:
     """Measures a trial's bundle on the validation split; costs are measured at its end.
 
     Raises:
         SweepError: a reference is no better than the trivial baseline.
     """
-    sweep, bundle = plan.sweep, trial_folder(plan.out, number) / BUNDLE
+    sweep, bundle = plan.sweep, trial_folder(plan.out, record.number) / BUNDLE
     predictor = Predictor(load_bundle(bundle))
     config = EvaluationConfig(
         limit=sweep.examples, num_samples=0, baseline_examples=_BASELINE_EXAMPLES
@@ -101,11 +99,17 @@ def measure_trial(plan: TrialPlan, *, number: int, at_end: bool) -> Measured:
     tasks = measure_tasks(results, references=sweep.references)
     scores = {name: task.score for name, task in tasks.items()}
     score = combine_scores(scores, combine=sweep.combine, weights=sweep.weights)
-    costs = sweep.objectives if at_end else ()
-    measured = measure_costs(
-        predictor, bundle=bundle, data_dir=plan.data_dir, objectives=costs, limit=sweep.examples
+    costs = measure_costs(
+        predictor,
+        bundle=bundle,
+        data_dir=plan.data_dir,
+        objectives=sweep.objectives if at_end else (),
+        limit=sweep.examples,
     )
-    return Measured(score, tasks, {"score": score, **measured})
+    point = RungPoint(step=record.step, score=score, values=record.values)
+    return record.with_(
+        points=(*record.points, point), tasks=tasks, objectives={"score": score, **costs}
+    )
 
 
 def measure_costs(
@@ -155,7 +159,7 @@ def _latency_ms(predictor: Predictor, *, data_dir: Path) -> float:
     if predictor.bundle.card.pruning is None:
         return latencies({"whole": predictor.model}, list(inputs.values()))["whole"]
     pruner = Pruner(predictor.bundle, model=predictor.model)
-    times = []
+    times: list[float] = []
     for name in pruner.bank.subtasks:
         subset = pruner.subset((name,))
         model = pruner.cut(subset).to(predictor.device).eval()
@@ -203,40 +207,31 @@ def run_segments(plan: TrialPlan, record: TrialRecord, *, train: Train) -> Itera
     try:
         recipe = plan.recipe_of(record.values)
         job = start_trial(plan, _with_checkpoints(recipe, plan.sweep), number=record.number)
-        record = _update(record, run_id=job.run_id)
+        record = record.with_(run_id=job.run_id, num_steps=recipe.num_steps)
         write_record(record, out=plan.out)
         for until in measured_steps(recipe.num_steps, sweep=plan.sweep):
             if until <= record.step:
                 continue
             train(replace(job, until=until), recipe)
-            record = _measured(plan, record, until=until, seconds=time.monotonic() - began)
+            at_end = until == record.num_steps
+            record = measure_trial(plan, record.with_(step=until), at_end=at_end)
+            record = record.with_(seconds=time.monotonic() - began, state=_state(plan, record))
+            tell_trial(plan, record, status="FINISHED" if at_end else None)
+            write_record(record, out=plan.out)
             yield record
+            if record.has_ended:
+                return
     except MMTrainError as error:
-        failed = _update(record, state="failed", message=str(error))
+        failed = record.with_(state="failed", message=str(error))
         write_record(failed, out=plan.out)  # told by the driver: the run's log is still open here
 
 
-def _measured(plan: TrialPlan, record: TrialRecord, *, until: int, seconds: float) -> TrialRecord:
-    """Measures, writes and tells; the trial has ended where these were its last steps."""
-    at_end = until == record.num_steps
-    found = measure_trial(plan, number=record.number, at_end=at_end)
-    point = RungPoint(step=until, score=found.score, values=record.values)
-    record = _update(
-        record,
-        step=until,
-        state="finished" if at_end else "running",
-        points=(*record.points, point),
-        tasks=found.tasks,
-        objectives=found.objectives,
-        seconds=seconds,
-    )
-    tell_trial(plan, record, status="FINISHED" if at_end else None)
-    write_record(record, out=plan.out)
-    return record
-
-
-def _update(record: TrialRecord, **fields: Any) -> TrialRecord:
-    return record.model_copy(update=fields)
+def _state(plan: TrialPlan, record: TrialRecord) -> State:
+    """How a trial stands after a measurement: at its end, left behind, or going on."""
+    if record.step == record.num_steps:
+        return "finished"
+    others = [one for one in read_records(plan.out) if one.number != record.number]
+    return "stopped" if is_pruned(plan.sweep, record, others) else "running"
 
 
 def _with_checkpoints(recipe: Recipe, sweep: SweepConfig) -> Recipe:
@@ -255,11 +250,11 @@ def take_over(
         donor: of the better trial.
         step: of the donor's measurement.
     """
-    mine, its = (trial_folder(plan.out, r.number) / CHECKPOINTS for r in (record, donor))
-    *_, source = sorted(its.glob(f"{folder_name(step, 0)}*"))  # later attempts are newer
-    shutil.rmtree(mine, ignore_errors=True)
-    shutil.copytree(source, mine / source.name)
+    own, better = (trial_folder(plan.out, r.number) / CHECKPOINTS for r in (record, donor))
+    *_, source = sorted(better.glob(f"{folder_name(step, 0)}*"))  # later attempts are newer
+    shutil.rmtree(own, ignore_errors=True)
+    shutil.copytree(source, own / source.name)
     points = tuple(point for point in donor.points if point.step <= step)
-    record = _update(record, state="running", step=step, points=points)
+    record = record.with_(state="running", step=step, points=points)
     write_record(record, out=plan.out)
     return record
