@@ -6,10 +6,9 @@ The train loop hands on `RunProgress` values; drawing knows nothing of training.
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Literal, Self
 
 from rich.console import Console, Group, RenderableType
@@ -42,7 +41,7 @@ class RunProgress:
     num_steps: int
     elapsed_s: float
     remaining_s: float
-    tasks: Mapping[str, TaskProgress] = field(default_factory=dict)
+    tasks: Mapping[str, TaskProgress] = field(default_factory=dict[str, TaskProgress])
     note: str = ""
 
 
@@ -130,31 +129,21 @@ class PolledDisplay(ABC):
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._stopped.set()
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=10)  # what is asked of a cluster that is gone may not return
 
     def _draw(self) -> None:
-        if not self._console.is_terminal:
+        live = Live(console=self._console, refresh_per_second=4)
+        with live if self._console.is_terminal else nullcontext():
             last = False
             while not last:
                 last = self._stopped.wait(self._poll_every_s)
-                for line in self.news(last=last):
-                    self._console.print(line, highlight=False, markup=False, soft_wrap=True)
-            return
-        with Live(console=self._console, refresh_per_second=4) as live:
-            while not self._stopped.wait(self._poll_every_s):
-                self._refresh(live)
-            self._refresh(live)
-
-    def _refresh(self, live: Live) -> None:
-        if (table := self.table()) is not None:
-            live.update(table)
+                if not self._console.is_terminal:
+                    for line in self.news(last=last):
+                        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+                elif (table := self.table()) is not None:
+                    live.update(table)
 
 
 class ProgressDisplay(PolledDisplay):
@@ -193,7 +182,7 @@ class ProgressDisplay(PolledDisplay):
 
 
 @contextmanager
-def build_display(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+def build_display(console: Console) -> Generator[Callable[[str, int, int], None]]:
     """A bar for each task that is built; yields what is told (task, shards done, shards in all).
 
     Where there is no terminal, a line when a task is done.

@@ -114,15 +114,20 @@ def read_references(path: Path) -> dict[str, float]:
 
 def _references(held: JsonValue) -> dict[str, float]:
     """Numbers by task, those of a run's results, or means over the seeds of the study's rows."""
-    if isinstance(held, list):
-        rows = [row["scores"] for row in held if isinstance(row, dict) and row.get("row") == ALONE]
-        runs = [{task: float(str(value)) for task, value in dict(row).items()} for row in rows]
-        tasks = dict.fromkeys(task for run in runs for task in run)
-        return {task: mean(run[task] for run in runs if task in run) for task in tasks}
     try:
+        if isinstance(held, list):
+            rows = [_StudyRow.model_validate(row) for row in held]
+            runs = [row.scores for row in rows if row.row == ALONE]
+            tasks = dict.fromkeys(task for run in runs for task in run)
+            return {task: mean(run[task] for run in runs if task in run) for task in tasks}
         results = Results.model_validate(held)
     except ValidationError:
         pairs = held.items() if isinstance(held, dict) else ()
         numbers = {name: float(value) for name, value in pairs if isinstance(value, int | float)}
         return {name: value for name, value in numbers.items() if math.isfinite(value)}
     return {name: task.value for name, task in results.tasks.items()}
+
+
+class _StudyRow(BaseModel):
+    row: str
+    scores: dict[str, float] = {}

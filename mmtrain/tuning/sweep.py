@@ -151,15 +151,10 @@ class SweepConfig(BaseModel):
     def _scheduler_fits(self) -> Self:
         if len(set(self.objectives)) < len(self.objectives):
             raise ValueError(f"objectives name one twice: {', '.join(self.objectives)}")
-        if len(self.objectives) > 1 and self.scheduler != "none":
-            raise ValueError(
-                f"scheduler {self.scheduler!r} compares one number, there are "
-                f"{len(self.objectives)} objectives; set scheduler to 'none'"
-            )
         if self.objectives != ("score",) and self.scheduler != "none":
             raise ValueError(
-                f"scheduler {self.scheduler!r} compares scores on the way, {self.objectives!r} "
-                "is measured at the end; set scheduler to 'none'"
+                f"scheduler {self.scheduler!r} compares scores alone, and on the way; objectives "
+                f"are {', '.join(self.objectives)}: set scheduler to 'none'"
             )
         wrong = [name for name, weight in self.weights.items() if not 0 <= weight < float("inf")]
         if wrong or (self.weights and not any(self.weights.values())):
@@ -262,13 +257,12 @@ def check_sweep(sweep: SweepConfig, recipe: Recipe) -> None:
 
 def _check_scheduled(field: str, *, sweep: SweepConfig) -> None:
     """Rungs are steps of one length of run, and only a learning rate can change on the way."""
-    last = field.rpartition(".")[2]
-    if sweep.scheduler != "none" and last == "num_steps":
+    if sweep.scheduler != "none" and field.endswith("num_steps"):
         raise SweepError(
             f"scheduler {sweep.scheduler!r} compares trials at the same steps, {field} changes "
             "how many there are; set scheduler to 'none'"
         )
-    if sweep.scheduler == "pbt" and last != "learning_rate":
+    if sweep.scheduler == "pbt" and not field.endswith("learning_rate"):
         raise SweepError(
             f"scheduler 'pbt' changes values while a trial trains, which {field} does not allow; "
             "search learning rates alone, or set scheduler to 'asha'"
@@ -314,22 +308,19 @@ def check_sweep_resources(
     Raises:
         SweepError: they do not fit; gives the numbers.
     """
-    needed, has = sweep_cpus(recipe, concurrent=concurrent), available.get("CPU", 0)
-    of_one = sweep_cpus(recipe, concurrent=1)
-    if needed > has:
-        fits = int(has // of_one)
-        way = f"use --concurrent {fits}" if fits else "use fewer workers"
-        raise SweepError(
-            f"{concurrent} trials at once of {recipe.num_workers} workers with "
-            f"{recipe.stream.num_cpus:g} CPUs of data each need {needed:g} logical CPUs, the "
-            f"cluster has {has:g}; {way}, --set stream.num_cpus=X, or add machines"
-        )
-    gpus = concurrent * recipe.num_workers
-    if recipe.use_gpu and gpus > available.get("GPU", 0):
-        raise SweepError(
-            f"{concurrent} trials at once of {recipe.num_workers} workers need {gpus} GPUs, the "
-            f"cluster has {available.get('GPU', 0):g}; use --set use_gpu=false or fewer at once"
-        )
+    gpus = recipe.num_workers if recipe.use_gpu else 0
+    needs = {"logical CPU": sweep_cpus(recipe, concurrent=1), "GPU": gpus}
+    for unit, of_one in needs.items():
+        has, needed = available.get(unit.split()[-1], 0), of_one * concurrent
+        if needed > has:
+            fits = int(has // of_one)
+            change = "use_gpu=false" if unit == "GPU" else "stream.num_cpus=X"
+            raise SweepError(
+                f"{concurrent} trials at once of {recipe.num_workers} workers with "
+                f"{recipe.stream.num_cpus:g} CPUs of data each need {needed:g} {unit}s, the "
+                f"cluster has {has:g}; use {f'--concurrent {fits}' if fits else 'fewer workers'}, "
+                f"--set {change}, or add machines"
+            )
 
 
 def sweep_cpus(recipe: Recipe, *, concurrent: int) -> float:

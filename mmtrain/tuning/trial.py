@@ -5,11 +5,11 @@ learning rates are those of the whole run, so segments change nothing but where 
 """
 
 import shutil
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import mean
 
 from mmtrain.bundle import load_bundle
 from mmtrain.checkpoint.files import folder_name
@@ -46,7 +46,6 @@ from mmtrain.tuning.trials import (
 from pipelines.errors import MMTrainError
 
 _BASELINE_EXAMPLES = 10_000  # that a trivial predictor is fitted on
-_LATENCY_BATCH = 1
 
 Train = Callable[[Job, Recipe], None]  # trains a job up to its `until`
 
@@ -133,42 +132,43 @@ def measure_costs(
         objectives: what to measure; "score" is left out, it is no cost.
         limit: examples of a task.
     """
-    found: dict[str, float] = {}
-    if "parameters" in objectives:
-        found["parameters"] = float(predictor.bundle.card.num_parameters)
+    costs = {"parameters": float(predictor.bundle.card.num_parameters)}
     if any(name in OF_MASKS for name in objectives):
         points = measure_tradeoff(bundle, data_dir=data_dir, limit=limit)
         basis = [point for point in points.values() if len(point.subtasks) == 1]
-        found["subset_score"] = statistics.mean(point.score for point in basis)
-        found["kept_flops"] = statistics.mean(point.operations for point in basis)
+        costs["subset_score"] = mean(point.score for point in basis)
+        costs["kept_flops"] = mean(point.operations for point in basis)
     if "latency_ms" in objectives:
-        found["latency_ms"] = _latency_ms(predictor, data_dir=data_dir)
-    return {name: found[name] for name in objectives if name != "score"}
+        costs["latency_ms"] = _latency_ms(predictor, data_dir=data_dir)
+    return {name: costs[name] for name in objectives if name != "score"}
 
 
 def _latency_ms(predictor: Predictor, *, data_dir: Path) -> float:
     """Of the networks cut down to each basis subtask the mean; without masks, of the whole."""
     inputs = {
         task: task_inputs(
-            predictor,
-            task,
-            read_drawn(data_dir, task=task, split="validation", limit=_LATENCY_BATCH),
+            predictor, task, read_drawn(data_dir, task=task, split="validation", limit=1)
         )
         for task in predictor.tasks
     }
     if predictor.bundle.card.pruning is None:
         return latencies({"whole": predictor.model}, list(inputs.values()))["whole"]
     pruner = Pruner(predictor.bundle, model=predictor.model)
-    times: list[float] = []
-    for name in pruner.bank.subtasks:
-        subset = pruner.subset((name,))
-        model = pruner.cut(subset).to(predictor.device).eval()
-        times.append(latencies({name: model}, [inputs[task] for task in subset.tasks])[name])
-    return statistics.mean(times)
+    subsets = [pruner.subset((name,)) for name in pruner.bank.subtasks]
+    return mean(
+        latencies(
+            {"cut": pruner.cut(subset).to(predictor.device).eval()},
+            [inputs[task] for task in subset.tasks],
+        )["cut"]
+        for subset in subsets
+    )
 
 
-def tell_trial(plan: TrialPlan, record: TrialRecord, *, status: Status | None) -> None:
+def tell_trial(plan: TrialPlan, record: TrialRecord, *, status: Status | None) -> str | None:
     """The newest measurement of a trial to its run; with a status the run ends.
+
+    Returns:
+        MLflow's id of the run; None while MLflow has not been reached.
 
     Args:
         plan: of the sweep.
@@ -191,6 +191,7 @@ def tell_trial(plan: TrialPlan, record: TrialRecord, *, status: Status | None) -
         }
         tracker.log_metrics({**values, **record.objectives}, step=record.step)
     tracker.close(status=status)
+    return tracker.run_id
 
 
 def run_segments(plan: TrialPlan, record: TrialRecord, *, train: Train) -> Iterator[TrialRecord]:
@@ -216,7 +217,8 @@ def run_segments(plan: TrialPlan, record: TrialRecord, *, train: Train) -> Itera
             at_end = until == record.num_steps
             record = measure_trial(plan, record.with_(step=until), at_end=at_end)
             record = record.with_(seconds=time.monotonic() - began, state=_state(plan, record))
-            tell_trial(plan, record, status="FINISHED" if at_end else None)
+            run_id = tell_trial(plan, record, status="FINISHED" if at_end else None)
+            record = record.with_(run_id=run_id)
             write_record(record, out=plan.out)
             yield record
             if record.has_ended:
