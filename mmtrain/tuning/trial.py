@@ -167,13 +167,13 @@ def _latency_ms(predictor: Predictor, *, data_dir: Path) -> float:
 def tell_trial(plan: TrialPlan, record: TrialRecord, *, status: Status | None) -> str | None:
     """The newest measurement of a trial to its run; with a status the run ends.
 
-    Returns:
-        MLflow's id of the run; None while MLflow has not been reached.
-
     Args:
         plan: of the sweep.
         record: of the trial.
         status: how it ended; None: it goes on.
+
+    Returns:
+        MLflow's id of the run; None while MLflow has not been reached.
     """
     tracker = Tracker.open(
         plan.tracking_of(record.number),

@@ -1,6 +1,7 @@
 """Records of trials, and what Optuna and Ray Tune are given of them by a sweep that goes on."""
 
 import itertools
+import json
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,30 @@ def test_record_is_read_as_it_was_written(tmp_path):
         write_record(record(number), out=tmp_path)
     assert read_records(tmp_path) == [record(0), record(2)]
     assert read_record(tmp_path, 1) is None
+
+
+def test_sweep_that_an_earlier_version_began_is_read(tmp_path):
+    values = {RATE: 0.002, SIZE: 16}
+    measure = {"metric": "accuracy", "value": 50.0, "baseline": 10.0, "reference": 90.0}
+    written = {
+        "number": 3, "values": values, "state": "stopped", "step": 3, "num_steps": 9,
+        "points": [{"step": 3, "score": 0.5, "values": values}], "tasks": {"digit": measure},
+        "objectives": {"score": 0.5}, "seconds": 1.5, "run_id": "a1b2", "message": "",
+    }  # fmt: skip
+    trial_folder(tmp_path, 3).mkdir(parents=True)
+    (tmp_path / "trials/003/trial.json").write_text(json.dumps(written, indent=1))
+    (one,) = read_records(tmp_path)
+    assert json.loads(one.model_dump_json()) == written
+    assert (one.score, one.tasks["digit"].score) == (0.5, 0.5)
+    again = SweepSearch(plan_of(example_sweep(), tmp_path), [one.with_(state="lost")])
+    assert again.suggest("t") == {**values, NUMBER: 3}
+    space = {
+        "a": {"kind": "loguniform", "low": 0.0001, "high": 0.01}, "b": {"kind": "int", "low": 1,
+        "high": 3}, "c": {"kind": "choice", "values": [[1, 2], "x", None]},
+        "d": {"kind": "uniform", "low": 0.0, "high": 1.0},
+    }  # fmt: skip
+    sweep = {**SweepConfig(name="x", space=space).model_dump(mode="json"), "space": space}
+    assert json.loads(SweepConfig.model_validate(sweep).model_dump_json()) == sweep
 
 
 def test_record_of_another_kind_is_refused_by_name(tmp_path):
