@@ -80,7 +80,11 @@ def run_sweep(
     _check_recipe(recipe, data_dir=data_dir, tracking=tracking)
     _claim(recipe, sweep, out=out, resume=resume)
     with tracked_sweep(tracking, out=out, name=sweep.name, resume=resume) as (tracker, under):
-        _tell_start(tracker, recipe, sweep)
+        tracker.log_params({"sweep": sweep.model_dump(mode="json"), "recipe": recipe.name})
+        names = {"sweep": sweep.name, "recipe": recipe.name}
+        tracker.log_tags({**names, "code_version": code_version()})
+        for name in (SWEEP, RECIPE):
+            tracker.log_artifact(out / name)
         under = under.model_copy(update={"run_name": None})
         plan = TrialPlan(sweep, recipe.model_dump_json(), out, data_dir, under)
         try:
@@ -175,13 +179,6 @@ def _read(path: Path, kind: type[Held]) -> Held:
         raise SweepError(
             f"{path} is damaged or of another version: {first_problem(error)}; give another --out"
         ) from None
-
-
-def _tell_start(tracker: Tracker, recipe: Recipe, sweep: SweepConfig) -> None:
-    tracker.log_params({"sweep": sweep.model_dump(mode="json"), "recipe": recipe.name})
-    tracker.log_text(sweep.model_dump_json(indent=1), name=SWEEP)
-    tracker.log_text(recipe.model_dump_json(indent=1), name=RECIPE)
-    tracker.log_tags({"sweep": sweep.name, "recipe": recipe.name, "code_version": code_version()})
 
 
 def _close_trials(plan: TrialPlan, records: Sequence[TrialRecord]) -> None:

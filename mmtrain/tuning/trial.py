@@ -29,7 +29,6 @@ from mmtrain.tuning.score import combine_scores, measure_tasks
 from mmtrain.tuning.study import is_pruned
 from mmtrain.tuning.sweep import (
     OF_MASKS,
-    Objective,
     SweepConfig,
     Values,
     apply_values,
@@ -98,48 +97,29 @@ def measure_trial(plan: TrialPlan, record: TrialRecord, *, at_end: bool) -> Tria
     tasks = measure_tasks(results, references=sweep.references)
     scores = {name: task.score for name, task in tasks.items()}
     score = combine_scores(scores, combine=sweep.combine, weights=sweep.weights)
-    costs = measure_costs(
-        predictor,
-        bundle=bundle,
-        data_dir=plan.data_dir,
-        objectives=sweep.objectives if at_end else (),
-        limit=sweep.examples,
-    )
+    costs = _costs(plan, predictor, bundle=bundle) if at_end else {}
     point = RungPoint(step=record.step, score=score, values=record.values)
     return record.with_(
         points=(*record.points, point), tasks=tasks, objectives={"score": score, **costs}
     )
 
 
-def measure_costs(
-    predictor: Predictor,
-    *,
-    bundle: Path,
-    data_dir: Path,
-    objectives: tuple[Objective, ...],
-    limit: int,
-) -> dict[str, float]:
-    """What a model costs, by objective.
+def _costs(plan: TrialPlan, predictor: Predictor, *, bundle: Path) -> dict[str, float]:
+    """What a model costs, by the sweep's objectives.
 
     Of a model with masks, means over its basis subtasks: share of targets that the networks cut
     down to them hit, their operations over the whole network's, their latency. Of a model without,
     the latency is its own: a forward pass of one example of each task.
-
-    Args:
-        predictor: the model, opened.
-        bundle: its folder.
-        data_dir: folder of its corpora.
-        objectives: what to measure; "score" is left out, it is no cost.
-        limit: examples of a task.
     """
+    objectives = plan.sweep.objectives
     costs = {"parameters": float(predictor.bundle.card.num_parameters)}
     if any(name in OF_MASKS for name in objectives):
-        points = measure_tradeoff(bundle, data_dir=data_dir, limit=limit)
+        points = measure_tradeoff(bundle, data_dir=plan.data_dir, limit=plan.sweep.examples)
         basis = [point for point in points.values() if len(point.subtasks) == 1]
         costs["subset_score"] = mean(point.score for point in basis)
         costs["kept_flops"] = mean(point.operations for point in basis)
     if "latency_ms" in objectives:
-        costs["latency_ms"] = _latency_ms(predictor, data_dir=data_dir)
+        costs["latency_ms"] = _latency_ms(predictor, data_dir=plan.data_dir)
     return {name: costs[name] for name in objectives if name != "score"}
 
 
