@@ -1,7 +1,6 @@
 """The report of a sweep: one page that needs no other file (`page.html`), and its figures."""
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -26,52 +25,59 @@ def sweep_figures(outcome: SweepOutcome, *, sweep: SweepConfig) -> dict[str, Fig
     return figures
 
 
-def sweep_page(
-    outcome: SweepOutcome, *, sweep: SweepConfig, figures: Mapping[str, Figure] | None = None
-) -> str:
-    """The page as HTML.
-
-    Args:
-        outcome: of the sweep.
-        sweep: what was searched.
-        figures: of `sweep_figures`; None: they are drawn.
-    """
-    drawn = figures or sweep_figures(outcome, sweep=sweep)
+def sweep_page(outcome: SweepOutcome, *, sweep: SweepConfig, figures: Mapping[str, Figure]) -> str:
+    """The page as HTML; the figures are those of `sweep_figures`."""
+    best, states = outcome.best_trial, [record.state for record in outcome.trials]
+    facts = {
+        name.replace("_", " "): _text(name, best.objectives[name]) for name in sweep.objectives
+    }
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
-        undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        undefined=StrictUndefined,
     )
+    environment.filters["svg"] = to_svg
+    labels = [LABELS[name].partition(" (")[0].partition(",")[0] for name in sweep.objectives]
+    fields = [field.removeprefix("tasks.") for field in sweep.space]
+    title = f"Sweep {sweep.name}: {len(outcome.trials)} trials"
     body = environment.get_template("page.html").render(
-        outcome=outcome,
+        title=title,
         sweep=sweep,
-        best=outcome.best_trial,
-        figures={name: to_svg(figure) for name, figure in drawn.items()},
-        count=[record.state for record in outcome.trials].count,
-        seconds=duration(sum(record.seconds for record in outcome.trials)),
-        heads=[LABELS[name].partition(" (")[0].partition(",")[0] for name in sweep.objectives],
-        objective_text=objective_text,
-        shown=_shown,
-        mark=partial(_mark, outcome=outcome, several=len(sweep.objectives) > 1),
+        best=best,
+        facts={
+            **facts,
+            "finished": states.count("finished"),
+            "stopped on the way": states.count("stopped"),
+            "time of trials": duration(sum(record.seconds for record in outcome.trials)),
+        },
+        values={field: _shown(value) for field, value in best.values.items()},
+        figures=figures,
+        columns=[(name, "n") for name in (*labels, *fields)],
+        trials=[_row(record, outcome, sweep=sweep) for record in outcome.trials],
     )
-    return html_page(body, title=f"Sweep {sweep.name}: {len(outcome.trials)} trials")
+    return html_page(body, title=title)
 
 
-def objective_text(name: Objective, value: float) -> str:
+def _row(
+    record: TrialRecord, outcome: SweepOutcome, *, sweep: SweepConfig
+) -> tuple[TrialRecord, list[str], str]:
+    """A trial with what was measured and set, as text, and what it is among the others."""
+    several, measured = len(sweep.objectives) > 1, record.objectives
+    cells = [_text(name, measured[name]) if name in measured else "" for name in sweep.objectives]
+    cells += [_shown(record.values.get(field, "")) for field in sweep.space]
+    if record.number == outcome.best:
+        return record, cells, "knee" if several else "best"
+    return record, cells, "front" if several and record.number in outcome.front else ""
+
+
+def _text(objective: Objective, value: float) -> str:
     """An objective's value as a person reads it."""
-    if name == "parameters":
+    if objective == "parameters":
         return f"{value:,.0f}"
-    return f"{value:.2f} ms" if name == "latency_ms" else f"{value:.3f}"
+    return f"{value:.2f} ms" if objective == "latency_ms" else f"{value:.3f}"
 
 
 def _shown(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def _mark(record: TrialRecord, *, outcome: SweepOutcome, several: bool) -> str:
-    """What a trial is among the others."""
-    if record.number == outcome.best:
-        return "knee" if several else "best"
-    return "front" if several and record.number in outcome.front else ""

@@ -33,9 +33,14 @@ def outcome_of(sweep: SweepConfig) -> SweepOutcome:
     )
 
 
+def page_of(sweep: SweepConfig) -> str:
+    outcome = outcome_of(sweep)
+    return sweep_page(outcome, sweep=sweep, figures=sweep_figures(outcome, sweep=sweep))
+
+
 def test_page_of_one_objective_needs_no_other_file_and_escapes_texts():
     sweep = example_sweep()
-    page = sweep_page(outcome_of(sweep), sweep=sweep)
+    page = page_of(sweep)
     assert "Best: trial 5" in page
     assert "&lt;b&gt;diverged" in page
     assert "<b>diverged" not in page
@@ -46,7 +51,7 @@ def test_page_of_one_objective_needs_no_other_file_and_escapes_texts():
 @pytest.mark.parametrize("objectives", [TWO[:1], TWO])
 def test_page_has_all_trials_their_values_and_measures(objectives):
     sweep = example_sweep(objectives=objectives, scheduler="none")
-    page = sweep_page(outcome_of(sweep), sweep=sweep)
+    page = page_of(sweep)
     rows = re.findall(
         r'<tr><td class="n">(\d+)</td><td title="(.*?)">(\w+)</td>(.*?)</tr>', page, re.S
     )
@@ -67,7 +72,7 @@ def test_page_of_several_objectives_has_the_front_and_names_its_knee(tmp_path):
     outcome = outcome_of(sweep)
     assert set(outcome.front) == {2, 3, 4, 5}
     assert outcome.best in outcome.front
-    assert f"Knee: trial {outcome.best}" in sweep_page(outcome, sweep=sweep)
+    assert f"Knee: trial {outcome.best}" in page_of(sweep)
     figures = sweep_figures(outcome, sweep=sweep)
     figures["front"].savefig(tmp_path / "front.png")
     assert (tmp_path / "front.png").stat().st_size > 1000
