@@ -9,9 +9,9 @@ from rich.markup import escape
 
 from mmtrain.evaluate.results import Results
 from mmtrain.finish import Finished, finish_run
+from mmtrain.process.duration import duration
 from mmtrain.recipe import load_recipe
 from mmtrain.report.report import results_table
-from mmtrain.run.progress import clock
 from mmtrain.store.config import TrackingConfig
 from mmtrain.train import build_corpora, ray_cluster, train
 from pipelines.ownership import sole_owner
@@ -47,7 +47,7 @@ def run_quickstart(
             manifests = build_corpora(recipe, data_dir=data_dir)
             built_s = time.monotonic() - began
             examples = sum(manifest.num_examples for manifest in manifests.values())
-            console.print(f"{examples:,} examples in {clock(built_s)}")
+            console.print(f"{examples:,} examples in {duration(built_s)}")
             console.print(
                 f"training {recipe.num_steps:,} steps on {recipe.num_workers} workers ..."
             )
@@ -73,7 +73,7 @@ def run_quickstart(
         console.print(f"report    {finished.report}", highlight=False)
         if finished.version:
             console.print(f"model     {finished.version.uri}", highlight=False)
-        console.print(f"whole run {clock(time.monotonic() - began)}", highlight=False)
+        console.print(f"whole run {duration(time.monotonic() - began)}", highlight=False)
         return finished
 
 

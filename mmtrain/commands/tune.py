@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -53,11 +53,14 @@ def tune(
     """Search a recipe's fields; the best trial is written as JSON."""
     from mmtrain.recipe import load_recipe
     from mmtrain.store.config import TrackingConfig
-    from mmtrain.tuning.run import run_alone_sweeps, run_sweep
+    from mmtrain.tuning.alone import run_alone_sweeps
+    from mmtrain.tuning.display import outcome_lines
+    from mmtrain.tuning.run import run_sweep
     from mmtrain.tuning.score import read_references
     from mmtrain.tuning.sweep import load_sweep
 
     chosen = load_recipe(recipe, settings or ()).only(task)
+    known = read_references(references) if references else {}
     searched = load_sweep(sweep, chosen).with_(
         num_trials=trials,
         concurrent=concurrent,
@@ -65,30 +68,20 @@ def tune(
         scheduler=scheduler,
         searcher=searcher,
         seed=seed,
-        references=_of_recipe(read_references(references), chosen) if references else None,
+        references={name: known[name] for name in chosen.tasks if name in known} or None,
     )
-    where: dict[str, Any] = {
-        "out": out or Path("runs") / f"{chosen.name}_{searched.name}",
-        "data_dir": data,
-        "resume": resume,
-        "address": address,
-        "tracking": TrackingConfig(uri=tracking),
-        "console": errors if as_json else console,
-    }
-    outcome = (run_alone_sweeps if per_task else run_sweep)(chosen, searched, **where)
-    _print_outcome(outcome, as_json=as_json)
-
-
-def _of_recipe(references: dict[str, float], recipe: Any) -> dict[str, float]:
-    """Of the recipe's tasks alone."""
-    return {task: value for task, value in references.items() if task in recipe.tasks}
-
-
-def _print_outcome(outcome: Any, *, as_json: bool) -> None:
-    from mmtrain.tuning.display import outcome_lines
-
+    outcome = (run_alone_sweeps if per_task else run_sweep)(
+        chosen,
+        searched,
+        out=out or Path("runs") / f"{chosen.name}_{searched.name}",
+        data_dir=data,
+        resume=resume,
+        address=address,
+        tracking=TrackingConfig(uri=tracking),
+        console=errors if as_json else console,
+    )
     if as_json:
-        print(json.dumps(outcome.to_dict(), indent=1))
+        print(json.dumps(outcome.model_dump(mode="json"), indent=1))
         return
     for line in outcome_lines(outcome):
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mmtrain.evaluate.results import Results, Sample, Score, SplitResult, TaskResult
+from mmtrain.process.duration import duration
 from pipelines.files import write_whole
 
 if TYPE_CHECKING:
@@ -146,15 +147,6 @@ def shown(value: float, unit: str) -> str:
     if unit == "%":
         return f"{value:.1f} %"
     return f"{value:.3f} {unit}" if unit else f"{value:.4f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as "42 s", "9:31" or "1:09:31"."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def _style() -> str:

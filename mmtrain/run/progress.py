@@ -6,11 +6,11 @@ The train loop hands on `RunProgress` values; drawing knows nothing of training.
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from logging import LogRecord
-from typing import Self
+from typing import Literal, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -19,6 +19,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from mmtrain.process.duration import duration
 from mmtrain.process.logs import is_quiet
 
 
@@ -42,46 +43,67 @@ class RunProgress:
     num_steps: int
     elapsed_s: float
     remaining_s: float
-    tasks: Mapping[str, TaskProgress] = field(default_factory=dict)
+    tasks: Mapping[str, TaskProgress] = field(default_factory=dict[str, TaskProgress])
     note: str = ""
-
-
-def clock(seconds: float) -> str:
-    """Seconds as h:mm:ss or m:ss.
-
-    >>> clock(75), clock(3675)
-    ('1:15', '1:01:15')
-    """
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def progress_line(progress: RunProgress) -> str:
     """One plain line: step, times, then each task's loss."""
     losses = "  ".join(f"{name} {task.loss:.3f}" for name, task in progress.tasks.items())
     return (
-        f"step {progress.step}/{progress.num_steps}  {clock(progress.elapsed_s)} elapsed, "
-        f"{clock(progress.remaining_s)} remaining  {losses}"
+        f"step {progress.step}/{progress.num_steps}  {_times(progress)}  {losses}"
         f"{'  ' * bool(progress.note)}{progress.note}"
     )
 
 
+def _times(progress: RunProgress) -> str:
+    return f"{duration(progress.elapsed_s)} elapsed, {duration(progress.remaining_s)} remaining"
+
+
 def progress_table(progress: RunProgress) -> RenderableType:
     """The live display: a line for each task under a bar for the run."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2))
-    table.add_column("task", style="cyan")
-    for column in ("steps", "loss", "examples/s"):
-        table.add_column(column, justify="right")
-    for name, task in progress.tasks.items():
-        table.add_row(name, f"{task.steps:,}", f"{task.loss:.3f}", f"{task.examples_per_s:,.0f}")
-    headline = Text.assemble(
-        (f"step {progress.step:,} of {progress.num_steps:,}", "bold"),
-        f"   {clock(progress.elapsed_s)} elapsed, {clock(progress.remaining_s)} remaining",
-    )
     bar = ProgressBar(total=max(1, progress.num_steps), completed=progress.step, width=60)
-    note = [Text(progress.note, style="yellow")] if progress.note else []
-    return Group(headline, bar, table, *note)
+    view = progress_view(
+        f"step {progress.step:,} of {progress.num_steps:,}",
+        _times(progress),
+        bar,
+        columns={"task": "left", "steps": "right", "loss": "right", "examples/s": "right"},
+        rows=[
+            (name, f"{task.steps:,}", f"{task.loss:.3f}", f"{task.examples_per_s:,.0f}")
+            for name, task in progress.tasks.items()
+        ],
+    )
+    return Group(view, Text(progress.note, style="yellow")) if progress.note else view
+
+
+def progress_view(
+    headline: str,
+    times: str,
+    *between: RenderableType,
+    columns: Mapping[str, Literal["left", "right"]],
+    rows: Iterable[Sequence[str | Text]],
+) -> RenderableType:
+    """A table under a line in bold, as all live displays have it.
+
+    Args:
+        headline: how far all is.
+        times: that it took and takes.
+        between: what stands between the line and the table.
+        columns: names and how they are justified; the last one may be folded.
+        rows: their cells.
+    """
+    table = Table(box=None, pad_edge=False, padding=(0, 2))
+    for place, (name, justify) in enumerate(columns.items()):
+        table.add_column(
+            name,
+            justify=justify,
+            style="" if place else "cyan",
+            no_wrap=place < len(columns) - 1,
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*row)
+    return Group(Text.assemble((headline, "bold"), f"   {times}"), *between, table)
 
 
 class ProgressBoard:
@@ -128,8 +150,8 @@ class PolledDisplay(ABC):
         """What a terminal shows now; None: nothing new."""
 
     @abstractmethod
-    def print_news(self, *, last: bool) -> None:
-        """Prints the lines that are due where there is no terminal."""
+    def news(self, *, last: bool) -> Iterable[str]:
+        """The lines that are due where there is no terminal."""
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -137,22 +159,19 @@ class PolledDisplay(ABC):
 
     def __exit__(self, *_: object) -> None:
         self._stopped.set()
-        self._thread.join(timeout=10)
+        self._thread.join(timeout=10)  # what is asked of a cluster that is gone may not return
 
     def _draw(self) -> None:
-        if not self._console.is_terminal:
-            while not self._stopped.wait(self._poll_every_s):
-                self.print_news(last=False)
-            self.print_news(last=True)
-            return
-        with Live(console=self._console, refresh_per_second=4) as live:
-            while not self._stopped.wait(self._poll_every_s):
-                self._refresh(live)
-            self._refresh(live)
-
-    def _refresh(self, live: Live) -> None:
-        if (table := self.table()) is not None:
-            live.update(table)
+        live = Live(console=self._console, refresh_per_second=4)
+        with live if self._console.is_terminal else nullcontext():
+            last = False
+            while not last:
+                last = self._stopped.wait(self._poll_every_s)
+                if not self._console.is_terminal:
+                    for line in self.news(last=last):
+                        self._console.print(line, highlight=False, markup=False, soft_wrap=True)
+                elif (table := self.table()) is not None:
+                    live.update(table)
 
 
 class ProgressDisplay(PolledDisplay):
@@ -180,18 +199,18 @@ class ProgressDisplay(PolledDisplay):
         progress = self._latest()
         return None if progress is None else progress_table(progress)
 
-    def print_news(self, *, last: bool) -> None:
+    def news(self, *, last: bool) -> Iterator[str]:
         """One line, not too often."""
         progress, (when, step) = self._latest(), self._last_line
         wait_s = 0 if last else self._line_every_s
         if progress is None or progress.step == step or time.monotonic() - when < wait_s:
             return
         self._last_line = (time.monotonic(), progress.step)
-        self._console.print(progress_line(progress), highlight=False, soft_wrap=True)
+        yield progress_line(progress)
 
 
 @contextmanager
-def build_display(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+def build_display(console: Console) -> Generator[Callable[[str, int, int], None]]:
     """A bar for each task that is built; yields what is told (task, shards done, shards in all).
 
     Where there is no terminal, a line when a task is done.
@@ -208,9 +227,9 @@ def build_display(console: Console) -> Iterator[Callable[[str, int, int], None]]
     with Progress(*columns, console=console, transient=True) as bars:
         rows: dict[str, TaskID] = {}
 
-        def told(task: str, done: int, total: int) -> None:
+        def show(task: str, done: int, total: int) -> None:
             if task not in rows:
                 rows[task] = bars.add_task(task, total=total)
             bars.update(rows[task], completed=done)
 
-        yield told
+        yield show

@@ -1,18 +1,26 @@
 """What a person sees while a sweep works: a line for each trial; plain lines where no terminal is.
 
-Drawing knows records and steps, nothing of Ray.
+Drawing knows the records and series in the sweep's folder, nothing of Ray.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
+from rich.console import Console, RenderableType
 from rich.text import Text
 
-from mmtrain.run.progress import PolledDisplay, clock
-from mmtrain.tuning.trials import State, TrialRecord
+from mmtrain.process.duration import duration
+from mmtrain.run.progress import PolledDisplay, progress_view
+from mmtrain.run.runlog import SERIES, read_series
+from mmtrain.tuning.trials import (
+    JointOutcome,
+    State,
+    SweepOutcome,
+    TrialRecord,
+    read_records,
+    trial_folder,
+)
 
 _COLOURS: Mapping[State, str] = {
     "running": "cyan", "finished": "green", "stopped": "dim", "failed": "red", "lost": "red"
@@ -20,50 +28,44 @@ _COLOURS: Mapping[State, str] = {
 _MOST_LINES = 24  # trials shown at once, the newest
 
 
-@dataclass(frozen=True, slots=True)
-class SweepProgress:
-    """How far a sweep is.
+class SweepDisplay(PolledDisplay):
+    """How far a sweep is: a live table in a terminal, else a line when a trial's state changes.
 
     Args:
-        records: of the trials that have begun, by number.
-        steps: newest step of trials that run now, by number.
+        out: the sweep's folder.
         num_trials: of the whole sweep.
-        elapsed_s: since this call began.
+        console: where it is drawn.
+        poll_every_s: seconds between looks.
     """
 
-    records: Sequence[TrialRecord]
-    steps: Mapping[int, int]
-    num_trials: int
-    elapsed_s: float
+    def __init__(
+        self, out: Path, *, num_trials: int, console: Console, poll_every_s: float = 1.0
+    ) -> None:
+        super().__init__(console=console, poll_every_s=poll_every_s)
+        self._out, self._num_trials, self._began = out, num_trials, time.monotonic()
+        self._printed = {record.number: record for record in read_records(out)}
 
-    @property
-    def num_ended(self) -> int:
-        """Trials that are over."""
-        return sum(record.has_ended for record in self.records)
+    def table(self) -> RenderableType:
+        """All trials."""
+        records, elapsed_s = read_records(self._out), time.monotonic() - self._began
+        steps = {one.number: newest_step(self._out, one) for one in records[-_MOST_LINES:]}
+        return sweep_table(records, steps, num_trials=self._num_trials, elapsed_s=elapsed_s)
+
+    def news(self, *, last: bool) -> Iterator[str]:
+        """A line for each trial that is in another state, or at another step, than before."""
+        for record in read_records(self._out):
+            before = self._printed.get(record.number)
+            self._printed[record.number] = record
+            if before is None or (before.state, before.step) != (record.state, record.step):
+                yield trial_line(record)
 
 
-class SweepBoard:
-    """Which number each of Tune's trials has, and how far they are; an actor."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[str, int] = {}
-        self._steps: dict[int, int] = {}
-
-    def number_of(self, identity: str, number: int) -> int:
-        """The number of a trial: the first that it said. A copied config holds another's."""
-        return self._numbers.setdefault(identity, number)
-
-    def numbers(self) -> dict[str, int]:
-        """Of all trials that have begun, by Tune's name."""
-        return self._numbers
-
-    def write(self, number: int, step: int) -> None:
-        """A trial posts."""
-        self._steps[number] = step
-
-    def read(self) -> dict[int, int]:
-        """The driver looks."""
-        return self._steps
+def newest_step(out: Path, record: TrialRecord) -> int:
+    """The step that a trial has reached, by the newest line of its series where it runs."""
+    if record.state != "running":
+        return record.step
+    series = read_series(trial_folder(out, record.number) / SERIES)
+    return max(record.step, series[-1]["step"] if series else 0)
 
 
 def shown_values(record: TrialRecord) -> str:
@@ -75,91 +77,63 @@ def shown_values(record: TrialRecord) -> str:
     return "  ".join(f"{field} {value}" for field, value in pairs)
 
 
-def trial_line(record: TrialRecord, *, step: int | None = None) -> str:
+def trial_line(record: TrialRecord) -> str:
     """One plain line of a trial."""
     score = "" if record.score is None else f"  score {record.score:.3f}"
-    reached = record.step if step is None else max(step, record.step)
-    line = f"trial {record.number:3}  {record.state}  step {reached}/{record.num_steps}{score}"
+    line = f"trial {record.number:3}  {record.state}  step {record.step}/{record.num_steps}{score}"
     return f"{line}  {shown_values(record)}{'  ' + record.message if record.message else ''}"
 
 
-def sweep_table(progress: SweepProgress) -> RenderableType:
-    """The live display: a line for each trial under a line for the sweep."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2))
-    table.add_column("trial", justify="right", style="cyan")
-    table.add_column("state")
-    for column in ("step", "score"):
-        table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("values", overflow="fold")
-    for record in progress.records[-_MOST_LINES:]:
-        step = max(progress.steps.get(record.number, 0), record.step)
-        table.add_row(
-            str(record.number),
-            Text(record.state, style=_COLOURS[record.state]),
-            f"{step:,}/{record.num_steps:,}",
-            "" if record.score is None else f"{record.score:.3f}",
-            Text(record.message or shown_values(record)),
-        )
-    headline = Text.assemble(
-        (f"{progress.num_ended} of {progress.num_trials} trials over", "bold"),
-        f"   {clock(progress.elapsed_s)} elapsed",
-    )
-    return Group(headline, table)
-
-
-class SweepDisplay(PolledDisplay):
-    """How far a sweep is.
+def sweep_table(
+    records: Sequence[TrialRecord],
+    steps: Mapping[int, int],
+    *,
+    num_trials: int,
+    elapsed_s: float,
+) -> RenderableType:
+    """The live display: a line for each trial under a line for the sweep.
 
     Args:
-        latest: how far the sweep is.
-        console: a live table if it is a terminal, else a line when a trial's state changes.
-        poll_every_s: seconds between looks.
+        records: of the trials that have begun, by number.
+        steps: that the newest of them have reached, by number.
+        num_trials: of the whole sweep.
+        elapsed_s: since this call began.
     """
-
-    def __init__(
-        self, latest: Callable[[], SweepProgress], *, console: Console, poll_every_s: float = 1.0
-    ) -> None:
-        super().__init__(console=console, poll_every_s=poll_every_s)
-        self._latest = latest
-        self._told: dict[int, tuple[State, int]] = {
-            record.number: (record.state, record.step) for record in latest().records
-        }
-
-    def table(self) -> RenderableType:
-        """All trials."""
-        return sweep_table(self._latest())
-
-    def print_news(self, *, last: bool) -> None:
-        """A line for each trial that is in another state than before."""
-        for record in self._latest().records:
-            now = (record.state, record.step)
-            if self._told.get(record.number) != now:
-                self._told[record.number] = now
-                self._console.print(
-                    trial_line(record), highlight=False, markup=False, soft_wrap=True
-                )
+    num_over = sum(record.has_ended for record in records)
+    return progress_view(
+        f"{num_over} of {num_trials} trials over",
+        f"{duration(elapsed_s)} elapsed",
+        columns={"trial": "right", "state": "left", "step": "right", "score": "right",
+                 "values": "left"},
+        rows=[
+            (
+                str(record.number),
+                Text(record.state, style=_COLOURS[record.state]),
+                f"{steps[record.number]:,}/{record.num_steps:,}",
+                "" if record.score is None else f"{record.score:.3f}",
+                Text(record.message or shown_values(record)),
+            )
+            for record in records[-_MOST_LINES:]
+        ],
+    )  # fmt: skip
 
 
-def outcome_lines(outcome: Any) -> list[str]:
+def outcome_lines(outcome: SweepOutcome | JointOutcome) -> list[str]:
     """What a sweep has found, and what to do next; of tasks alone, a line for each."""
-    if hasattr(outcome, "by_task"):
-        parts = [f"{task}: {_best_line(one)}" for task, one in outcome.by_task.items()]
-        data = f"--references {outcome.out}"
-        return [*parts, f"joint recipe in {outcome.best_recipe}",
-                f"next: mmtrain train {outcome.best_recipe}; sweeps of it take {data}"]  # fmt: skip
+    train = f"next: mmtrain train {outcome.best_recipe}"
+    if isinstance(outcome, JointOutcome):
+        lines = [f"{task}: {_best_line(one)}" for task, one in outcome.tasks.items()]
+        lines.append(f"joint recipe in {outcome.best_recipe}")
+        return [*lines, f"{train}; sweeps of it take --references {outcome.out}"]
     lines = [_best_line(outcome)]
     if len(outcome.front) > 1:
         front = ", ".join(str(number) for number in outcome.front)
-        lines.append(f"front: trials {front}; the knee is trial {outcome.best.number}")
-    return [
-        *lines,
-        f"report  {outcome.out / 'report.html'}",
-        f"next: mmtrain train {outcome.best_recipe}",
-    ]
+        lines.append(f"front: trials {front}; the knee is trial {outcome.best}")
+    return [*lines, f"report  {outcome.out / 'report.html'}", train]
 
 
-def _best_line(outcome: Any) -> str:
-    best: TrialRecord = outcome.best
-    found = ", ".join(f"{name} {value:.4g}" for name, value in best.objectives.items())
-    over = f"{len(outcome.records)} trials in {clock(outcome.seconds)}"
-    return f"trial {best.number} of {over}: {found}  ({shown_values(best)})"
+def _best_line(outcome: SweepOutcome) -> str:
+    best = outcome.best_trial
+    measured = ", ".join(f"{name} {value:.4g}" for name, value in best.objectives.items())
+    over = f"{len(outcome.trials)} trials in {duration(outcome.seconds)}"
+    return f"trial {best.number} of {over}: {measured}  ({shown_values(best)})"

@@ -8,14 +8,14 @@ by a weighted mean or by their minimum.
 
 import json
 import math
-import statistics
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from statistics import mean
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from mmtrain.evaluate.results import Results, Score
+from mmtrain.evaluate.results import Results
 from mmtrain.tuning.sweep import SweepError
 
 REFERENCES = "references.json"  # in the folder of a sweep of tasks alone
@@ -41,13 +41,16 @@ class TaskMeasure(BaseModel):
 def measure_tasks(results: Results, *, references: Mapping[str, float]) -> dict[str, TaskMeasure]:
     """Each task's own metric with its baseline and its reference.
 
+    Without a reference 1 is what the metric cannot exceed: 100 where more is better (all these are
+    shares, in percent), else 0.
+
     Raises:
         SweepError: a reference is no better than the trivial baseline.
     """
-    measures = {}
+    measures: dict[str, TaskMeasure] = {}
     for name, task in results.tasks.items():
         own = task.splits[0].scores[0]
-        reference = references.get(name, best_value(own))
+        reference = references.get(name, 100.0 if own.higher_is_better else 0.0)
         gain = (reference - own.baseline) * (1 if own.higher_is_better else -1)
         if not gain > 0:
             raise SweepError(
@@ -58,14 +61,6 @@ def measure_tasks(results: Results, *, references: Mapping[str, float]) -> dict[
             metric=own.metric, value=own.value, baseline=own.baseline, reference=reference
         )
     return measures
-
-
-def best_value(score: Score) -> float:
-    """What a metric cannot exceed: all right, or nothing wrong.
-
-    The metrics where more is better are shares, in percent.
-    """
-    return 100.0 if score.higher_is_better else 0.0
 
 
 def combine_scores(
@@ -103,36 +98,36 @@ def read_references(path: Path) -> dict[str, float]:
     """
     file = path / REFERENCES if path.is_dir() else path
     try:
-        held = json.loads(file.read_text(encoding="utf-8"))
+        held: JsonValue = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise SweepError(f"cannot read references {file}: {error.strerror}") from None
     except json.JSONDecodeError as error:
         raise SweepError(f"references {file} are no JSON: {error}") from None
-    found = _from_study(held) if isinstance(held, list) else _from_object(held)
-    if not found:
+    references = _references(held)
+    if not references:
         raise SweepError(
             f"{file} holds no references; give numbers by task, a results.json, or the folder of "
             "`mmtrain tune --per-task`"
         )
-    return found
+    return references
 
 
-def _from_object(held: Any) -> dict[str, float]:
-    """Numbers by task, or the results of a run; none where it is neither."""
+def _references(held: JsonValue) -> dict[str, float]:
+    """Numbers by task, those of a run's results, or means over the seeds of the study's rows."""
     try:
+        if isinstance(held, list):
+            rows = [_StudyRow.model_validate(row) for row in held]
+            runs = [row.scores for row in rows if row.row == ALONE]
+            tasks = dict.fromkeys(task for run in runs for task in run)
+            return {task: mean(run[task] for run in runs if task in run) for task in tasks}
         results = Results.model_validate(held)
     except ValidationError:
         pairs = held.items() if isinstance(held, dict) else ()
-        numbers = {name: value for name, value in pairs if isinstance(value, int | float)}
-        return {name: float(value) for name, value in numbers.items() if math.isfinite(value)}
+        numbers = {name: float(value) for name, value in pairs if isinstance(value, int | float)}
+        return {name: value for name, value in numbers.items() if math.isfinite(value)}
     return {name: task.value for name, task in results.tasks.items()}
 
 
-def _from_study(held: list[Any]) -> dict[str, float]:
-    """Means over the seeds of the study's single-task runs."""
-    values: dict[str, list[float]] = {}
-    for line in held:
-        if isinstance(line, dict) and line.get("row") == ALONE:
-            for task, value in line["scores"].items():
-                values.setdefault(task, []).append(float(value))
-    return {task: statistics.mean(found) for task, found in values.items()}
+class _StudyRow(BaseModel):
+    row: str
+    scores: dict[str, float] = {}

@@ -1,6 +1,6 @@
 """A sweep is data: dotted recipe fields with distributions, and how their trials are compared.
 
-A sweep is a function of a recipe that returns a `SweepConfig` (in `mmtrain/sweeps/`, or in a file
+A sweep is a function of a recipe that returns a `SweepConfig` (in the folder `sweeps`, or in a file
 of the user's: `my_sweeps.py:my_sweep`), or a JSON file of one. Each field is tried on the recipe
 before anything starts; `tune.py` runs the trials.
 """
@@ -10,7 +10,7 @@ import json
 import pkgutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
@@ -25,56 +25,46 @@ Objective = Literal["score", "subset_score", "kept_flops", "latency_ms", "parame
 OF_MASKS: tuple[Objective, ...] = ("subset_score", "kept_flops")
 LARGER_IS_BETTER: tuple[Objective, ...] = ("score", "subset_score")
 
-_WITHIN = 0.317  # a share of a range at which no whole number lies by chance
+Bound = TypeVar("Bound", int, float)
 
 
 class SweepError(MMTrainError):
     """A sweep cannot be run as it was asked for."""
 
 
-class _Distribution(BaseModel):
+class _Range(BaseModel, Generic[Bound]):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    low: Bound
+    high: Bound
 
-class _Range(_Distribution):
     @model_validator(mode="after")
     def _low_is_below_high(self) -> Self:
-        low, high = getattr(self, "low"), getattr(self, "high")  # noqa: B009  # the heirs' own
-        if low >= high:
-            raise ValueError(f"low {low:g} must be below high {high:g}")
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low:g} must be below high {self.high:g}")
         return self
 
 
-class Uniform(_Range):
+class Uniform(_Range[float]):
     """A real number, all alike between two."""
 
     kind: Literal["uniform"] = "uniform"
     low: float = Field(allow_inf_nan=False)
     high: float = Field(allow_inf_nan=False)
 
-    def probes(self) -> tuple[JsonValue, ...]:
-        """Values that tell whether a field takes the others too."""
-        return self.low, self.low + _WITHIN * (self.high - self.low), self.high
 
-
-class LogUniform(_Range):
+class LogUniform(_Range[float]):
     """A real number, its logarithm all alike between two."""
 
     kind: Literal["loguniform"] = "loguniform"
     low: float = Field(gt=0, allow_inf_nan=False)
     high: float = Field(gt=0, allow_inf_nan=False)
 
-    def probes(self) -> tuple[JsonValue, ...]:
-        """Values that tell whether a field takes the others too."""
-        return self.low, self.low * (self.high / self.low) ** _WITHIN, self.high
 
-
-class Whole(_Range):
+class Whole(_Range[int]):
     """A whole number, both ends included; of "logint" its logarithm all alike."""
 
     kind: Literal["int", "logint"] = "int"
-    low: int
-    high: int
 
     @model_validator(mode="after")
     def _has_logarithm(self) -> Self:
@@ -82,23 +72,27 @@ class Whole(_Range):
             raise ValueError(f"low {self.low} of a logint must be at least 1")
         return self
 
-    def probes(self) -> tuple[JsonValue, ...]:
-        """Values that tell whether a field takes the others too."""
-        return self.low, self.high
 
-
-class Choice(_Distribution):
+class Choice(BaseModel):
     """One of the values, as JSON holds them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["choice"] = "choice"
     values: tuple[JsonValue, ...] = Field(min_length=1)
 
-    def probes(self) -> tuple[JsonValue, ...]:
-        """All of them."""
-        return self.values
-
 
 Distribution = Annotated[Uniform | LogUniform | Whole | Choice, Field(discriminator="kind")]
+
+
+def probes(distribution: Distribution) -> tuple[JsonValue, ...]:
+    """Values that tell whether a field takes all others of the distribution too."""
+    if isinstance(distribution, Choice):
+        return distribution.values
+    low, high = distribution.low, distribution.high
+    if isinstance(distribution, Whole):
+        return low, high
+    return low, low + 0.317 * (high - low), high  # a share where no whole number lies by chance
 
 
 class SweepConfig(BaseModel):
@@ -157,15 +151,10 @@ class SweepConfig(BaseModel):
     def _scheduler_fits(self) -> Self:
         if len(set(self.objectives)) < len(self.objectives):
             raise ValueError(f"objectives name one twice: {', '.join(self.objectives)}")
-        if len(self.objectives) > 1 and self.scheduler != "none":
-            raise ValueError(
-                f"scheduler {self.scheduler!r} compares one number, there are "
-                f"{len(self.objectives)} objectives; set scheduler to 'none'"
-            )
         if self.objectives != ("score",) and self.scheduler != "none":
             raise ValueError(
-                f"scheduler {self.scheduler!r} compares scores on the way, {self.objectives!r} "
-                "is measured at the end; set scheduler to 'none'"
+                f"scheduler {self.scheduler!r} compares scores alone, and on the way; objectives "
+                f"are {', '.join(self.objectives)}: set scheduler to 'none'"
             )
         wrong = [name for name, weight in self.weights.items() if not 0 <= weight < float("inf")]
         if wrong or (self.weights and not any(self.weights.values())):
@@ -190,40 +179,37 @@ def load_sweep(name: str, recipe: Recipe) -> SweepConfig:
         SweepError: the file cannot be read or does not hold a sweep.
         UnknownNameError: no such sweep; names the nearest.
     """
-    if name.endswith(".json"):
-        return _from_json(Path(name))
-    if ".py:" in name:
-        function = function_in_file(name, kind="sweep")
-    else:
-        known = sweep_functions()
-        if name not in known:
-            raise UnknownNameError("sweep", name, tuple(sorted(known)))
-        function = known[name]
     try:
-        sweep = function(recipe)
+        if name.endswith(".json"):
+            return SweepConfig.model_validate_json(Path(name).read_text(encoding="utf-8"))
+        sweep = _sweep_function(name)(recipe)
+    except OSError as error:
+        raise SweepError(f"cannot read sweep {name}: {error.strerror}") from None
     except (TypeError, ValidationError) as error:
-        shown = first_problem(error) if isinstance(error, ValidationError) else str(error)
-        raise SweepError(f"sweep {name}: {shown}") from error
+        problem = first_problem(error) if isinstance(error, ValidationError) else str(error)
+        raise SweepError(f"sweep {name}: {problem}") from error
     if not isinstance(sweep, SweepConfig):
         raise SweepError(f"{name} returned {type(sweep).__name__}; it must return a SweepConfig")
     return sweep
 
 
-def _from_json(path: Path) -> SweepConfig:
-    try:
-        return SweepConfig.model_validate_json(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise SweepError(f"cannot read sweep {path}: {error.strerror}") from None
-    except ValidationError as error:
-        raise SweepError(f"sweep {path}: {first_problem(error)}") from None
+def _sweep_function(name: str) -> Callable[..., Any]:
+    if ".py:" in name:
+        return function_in_file(name, kind="sweep")
+    known = sweep_functions()
+    if name not in known:
+        raise UnknownNameError("sweep", name, tuple(sorted(known)))
+    return known[name]
 
 
 def sweep_functions() -> dict[str, Callable[..., Any]]:
-    """All shipped sweeps by name: the public functions of the modules of `mmtrain/sweeps`."""
-    found: dict[str, Callable[..., Any]] = {}
-    for module in pkgutil.iter_modules(sweeps.__path__):
-        found |= functions_of(importlib.import_module(f"{sweeps.__name__}.{module.name}"))
-    return found
+    """All shipped sweeps by name: the public functions of the modules of `sweeps`."""
+    modules = pkgutil.iter_modules(sweeps.__path__, f"{sweeps.__name__}.")
+    return {
+        name: function
+        for module in modules
+        for name, function in functions_of(importlib.import_module(module.name)).items()
+    }
 
 
 def base_recipe(recipe: Recipe, sweep: SweepConfig) -> Recipe:
@@ -265,19 +251,18 @@ def check_sweep(sweep: SweepConfig, recipe: Recipe) -> None:
         )
     for field, distribution in sweep.space.items():
         _check_scheduled(field, sweep=sweep)
-        for value in distribution.probes():
+        for value in probes(distribution):
             _try_value(recipe, field, value, kind=distribution.kind)
 
 
 def _check_scheduled(field: str, *, sweep: SweepConfig) -> None:
     """Rungs are steps of one length of run, and only a learning rate can change on the way."""
-    last = field.rpartition(".")[2]
-    if sweep.scheduler != "none" and last == "num_steps":
+    if sweep.scheduler != "none" and field.endswith("num_steps"):
         raise SweepError(
             f"scheduler {sweep.scheduler!r} compares trials at the same steps, {field} changes "
             "how many there are; set scheduler to 'none'"
         )
-    if sweep.scheduler == "pbt" and last != "learning_rate":
+    if sweep.scheduler == "pbt" and not field.endswith("learning_rate"):
         raise SweepError(
             f"scheduler 'pbt' changes values while a trial trains, which {field} does not allow; "
             "search learning rates alone, or set scheduler to 'asha'"
@@ -285,12 +270,13 @@ def _check_scheduled(field: str, *, sweep: SweepConfig) -> None:
 
 
 def _try_value(recipe: Recipe, field: str, value: JsonValue, *, kind: str) -> None:
+    setting = f"{field}={json.dumps(value)}"
     try:
-        override(recipe, [f"{field}={json.dumps(value)}"])
+        override(recipe, [setting])
     except RecipeError as error:
-        told = str(error).removeprefix("--set ").removeprefix(f"{field}={json.dumps(value)}: ")
+        problem = str(error).removeprefix("--set ").removeprefix(f"{setting}: ")
         raise SweepError(
-            f"field {field} of the space does not take {value!r} of its {kind}: {told}"
+            f"field {field} of the space does not take {value!r} of its {kind}: {problem}"
         ) from None
 
 
@@ -302,11 +288,10 @@ def measured_steps(num_steps: int, *, sweep: SweepConfig) -> tuple[int, ...]:
     """
     if sweep.scheduler == "none":
         return (num_steps,)
-    places = range(sweep.rungs)
     if sweep.scheduler == "asha":
-        steps = {num_steps // sweep.reduction**place for place in places}
+        steps = {num_steps // sweep.reduction**rung for rung in range(sweep.rungs)}
     else:
-        steps = {num_steps * (place + 1) // sweep.rungs for place in places}
+        steps = {num_steps * (rung + 1) // sweep.rungs for rung in range(sweep.rungs)}
     return tuple(sorted({max(1, step) for step in steps}))
 
 
@@ -323,22 +308,19 @@ def check_sweep_resources(
     Raises:
         SweepError: they do not fit; gives the numbers.
     """
-    needed, has = sweep_cpus(recipe, concurrent=concurrent), available.get("CPU", 0)
-    of_one = sweep_cpus(recipe, concurrent=1)
-    if needed > has:
-        fits = int(has // of_one)
-        way = f"use --concurrent {fits}" if fits else "use fewer workers"
-        raise SweepError(
-            f"{concurrent} trials at once of {recipe.num_workers} workers with "
-            f"{recipe.stream.num_cpus:g} CPUs of data each need {needed:g} logical CPUs, the "
-            f"cluster has {has:g}; {way}, --set stream.num_cpus=X, or add machines"
-        )
-    gpus = concurrent * recipe.num_workers
-    if recipe.use_gpu and gpus > available.get("GPU", 0):
-        raise SweepError(
-            f"{concurrent} trials at once of {recipe.num_workers} workers need {gpus} GPUs, the "
-            f"cluster has {available.get('GPU', 0):g}; use --set use_gpu=false or fewer at once"
-        )
+    gpus = recipe.num_workers if recipe.use_gpu else 0
+    needs = {"logical CPU": sweep_cpus(recipe, concurrent=1), "GPU": gpus}
+    for unit, of_one in needs.items():
+        has, needed = available.get(unit.split()[-1], 0), of_one * concurrent
+        if needed > has:
+            fits = int(has // of_one)
+            change = "use_gpu=false" if unit == "GPU" else "stream.num_cpus=X"
+            raise SweepError(
+                f"{concurrent} trials at once of {recipe.num_workers} workers with "
+                f"{recipe.stream.num_cpus:g} CPUs of data each need {needed:g} {unit}s, the "
+                f"cluster has {has:g}; use {f'--concurrent {fits}' if fits else 'fewer workers'}, "
+                f"--set {change}, or add machines"
+            )
 
 
 def sweep_cpus(recipe: Recipe, *, concurrent: int) -> float:

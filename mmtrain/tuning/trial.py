@@ -5,12 +5,11 @@ learning rates are those of the whole run, so segments change nothing but where 
 """
 
 import shutil
-import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from statistics import mean
 
 from mmtrain.bundle import load_bundle
 from mmtrain.checkpoint.files import folder_name
@@ -26,20 +25,26 @@ from mmtrain.run.prepare import prepare_run
 from mmtrain.run.tracked import start_tracking
 from mmtrain.store.config import TrackingConfig
 from mmtrain.store.tracking import Status, Tracker
-from mmtrain.tuning.score import TaskMeasure, combine_scores, measure_tasks
+from mmtrain.tuning.score import combine_scores, measure_tasks
+from mmtrain.tuning.study import is_pruned
 from mmtrain.tuning.sweep import (
     OF_MASKS,
-    Objective,
     SweepConfig,
     Values,
     apply_values,
     measured_steps,
 )
-from mmtrain.tuning.trials import RungPoint, TrialRecord, trial_folder, write_record
+from mmtrain.tuning.trials import (
+    RungPoint,
+    State,
+    TrialRecord,
+    read_records,
+    trial_folder,
+    write_record,
+)
 from pipelines.errors import MMTrainError
 
 _BASELINE_EXAMPLES = 10_000  # that a trivial predictor is fitted on
-_LATENCY_BATCH = 1
 
 Train = Callable[[Job, Recipe], None]  # trains a job up to its `until`
 
@@ -49,27 +54,18 @@ class TrialPlan:
     """What all trials of a sweep share; it travels to their processes."""
 
     sweep: SweepConfig
-    recipe: str  # JSON
+    recipe_json: str
     out: Path
     data_dir: Path
     tracking: TrackingConfig  # with the sweep's run as the parent
 
     def recipe_of(self, values: Values) -> Recipe:
         """The recipe of a trial."""
-        return apply_values(Recipe.model_validate_json(self.recipe), values)
+        return apply_values(Recipe.model_validate_json(self.recipe_json), values)
 
     def tracking_of(self, number: int) -> TrackingConfig:
         """Where a trial is tracked."""
         return self.tracking.model_copy(update={"run_name": f"trial {number}"})
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What was found after a segment."""
-
-    score: float
-    tasks: dict[str, TaskMeasure]
-    objectives: dict[str, float]
 
 
 def start_trial(plan: TrialPlan, recipe: Recipe, *, number: int) -> Job:
@@ -86,13 +82,13 @@ def start_trial(plan: TrialPlan, recipe: Recipe, *, number: int) -> Job:
     return Job(recipe.model_dump_json(), out, plan.data_dir, tracking, run_id)
 
 
-def measure_trial(plan: TrialPlan, *, number: int, at_end: bool) -> Measured:
+def measure_trial(plan: TrialPlan, record: TrialRecord, *, at_end: bool) -> TrialRecord:
     """Measures a trial's bundle on the validation split; costs are measured at its end.
 
     Raises:
         SweepError: a reference is no better than the trivial baseline.
     """
-    sweep, bundle = plan.sweep, trial_folder(plan.out, number) / BUNDLE
+    sweep, bundle = plan.sweep, trial_folder(plan.out, record.number) / BUNDLE
     predictor = Predictor(load_bundle(bundle))
     config = EvaluationConfig(
         limit=sweep.examples, num_samples=0, baseline_examples=_BASELINE_EXAMPLES
@@ -101,75 +97,63 @@ def measure_trial(plan: TrialPlan, *, number: int, at_end: bool) -> Measured:
     tasks = measure_tasks(results, references=sweep.references)
     scores = {name: task.score for name, task in tasks.items()}
     score = combine_scores(scores, combine=sweep.combine, weights=sweep.weights)
-    costs = sweep.objectives if at_end else ()
-    measured = measure_costs(
-        predictor, bundle=bundle, data_dir=plan.data_dir, objectives=costs, limit=sweep.examples
+    costs = _costs(plan, predictor, bundle=bundle) if at_end else {}
+    point = RungPoint(step=record.step, score=score, values=record.values)
+    return record.with_(
+        points=(*record.points, point), tasks=tasks, objectives={"score": score, **costs}
     )
-    return Measured(score, tasks, {"score": score, **measured})
 
 
-def measure_costs(
-    predictor: Predictor,
-    *,
-    bundle: Path,
-    data_dir: Path,
-    objectives: tuple[Objective, ...],
-    limit: int,
-) -> dict[str, float]:
-    """What a model costs, by objective.
+def _costs(plan: TrialPlan, predictor: Predictor, *, bundle: Path) -> dict[str, float]:
+    """What a model costs, by the sweep's objectives.
 
     Of a model with masks, means over its basis subtasks: share of targets that the networks cut
     down to them hit, their operations over the whole network's, their latency. Of a model without,
     the latency is its own: a forward pass of one example of each task.
-
-    Args:
-        predictor: the model, opened.
-        bundle: its folder.
-        data_dir: folder of its corpora.
-        objectives: what to measure; "score" is left out, it is no cost.
-        limit: examples of a task.
     """
-    found: dict[str, float] = {}
-    if "parameters" in objectives:
-        found["parameters"] = float(predictor.bundle.card.num_parameters)
+    objectives = plan.sweep.objectives
+    costs = {"parameters": float(predictor.bundle.card.num_parameters)}
     if any(name in OF_MASKS for name in objectives):
-        points = measure_tradeoff(bundle, data_dir=data_dir, limit=limit)
+        points = measure_tradeoff(bundle, data_dir=plan.data_dir, limit=plan.sweep.examples)
         basis = [point for point in points.values() if len(point.subtasks) == 1]
-        found["subset_score"] = statistics.mean(point.score for point in basis)
-        found["kept_flops"] = statistics.mean(point.operations for point in basis)
+        costs["subset_score"] = mean(point.score for point in basis)
+        costs["kept_flops"] = mean(point.operations for point in basis)
     if "latency_ms" in objectives:
-        found["latency_ms"] = _latency_ms(predictor, data_dir=data_dir)
-    return {name: found[name] for name in objectives if name != "score"}
+        costs["latency_ms"] = _latency_ms(predictor, data_dir=plan.data_dir)
+    return {name: costs[name] for name in objectives if name != "score"}
 
 
 def _latency_ms(predictor: Predictor, *, data_dir: Path) -> float:
     """Of the networks cut down to each basis subtask the mean; without masks, of the whole."""
     inputs = {
         task: task_inputs(
-            predictor,
-            task,
-            read_drawn(data_dir, task=task, split="validation", limit=_LATENCY_BATCH),
+            predictor, task, read_drawn(data_dir, task=task, split="validation", limit=1)
         )
         for task in predictor.tasks
     }
     if predictor.bundle.card.pruning is None:
         return latencies({"whole": predictor.model}, list(inputs.values()))["whole"]
     pruner = Pruner(predictor.bundle, model=predictor.model)
-    times = []
-    for name in pruner.bank.subtasks:
-        subset = pruner.subset((name,))
-        model = pruner.cut(subset).to(predictor.device).eval()
-        times.append(latencies({name: model}, [inputs[task] for task in subset.tasks])[name])
-    return statistics.mean(times)
+    subsets = [pruner.subset((name,)) for name in pruner.bank.subtasks]
+    return mean(
+        latencies(
+            {"cut": pruner.cut(subset).to(predictor.device).eval()},
+            [inputs[task] for task in subset.tasks],
+        )["cut"]
+        for subset in subsets
+    )
 
 
-def tell_trial(plan: TrialPlan, record: TrialRecord, *, status: Status | None) -> None:
+def tell_trial(plan: TrialPlan, record: TrialRecord, *, status: Status | None) -> str | None:
     """The newest measurement of a trial to its run; with a status the run ends.
 
     Args:
         plan: of the sweep.
         record: of the trial.
         status: how it ended; None: it goes on.
+
+    Returns:
+        MLflow's id of the run; None while MLflow has not been reached.
     """
     tracker = Tracker.open(
         plan.tracking_of(record.number),
@@ -187,6 +171,7 @@ def tell_trial(plan: TrialPlan, record: TrialRecord, *, status: Status | None) -
         }
         tracker.log_metrics({**values, **record.objectives}, step=record.step)
     tracker.close(status=status)
+    return tracker.run_id
 
 
 def run_segments(plan: TrialPlan, record: TrialRecord, *, train: Train) -> Iterator[TrialRecord]:
@@ -203,40 +188,32 @@ def run_segments(plan: TrialPlan, record: TrialRecord, *, train: Train) -> Itera
     try:
         recipe = plan.recipe_of(record.values)
         job = start_trial(plan, _with_checkpoints(recipe, plan.sweep), number=record.number)
-        record = _update(record, run_id=job.run_id)
+        record = record.with_(run_id=job.run_id, num_steps=recipe.num_steps)
         write_record(record, out=plan.out)
         for until in measured_steps(recipe.num_steps, sweep=plan.sweep):
             if until <= record.step:
                 continue
             train(replace(job, until=until), recipe)
-            record = _measured(plan, record, until=until, seconds=time.monotonic() - began)
+            at_end = until == record.num_steps
+            record = measure_trial(plan, record.with_(step=until), at_end=at_end)
+            record = record.with_(seconds=time.monotonic() - began, state=_state(plan, record))
+            run_id = tell_trial(plan, record, status="FINISHED" if at_end else None)
+            record = record.with_(run_id=run_id)
+            write_record(record, out=plan.out)
             yield record
+            if record.has_ended:
+                return
     except MMTrainError as error:
-        failed = _update(record, state="failed", message=str(error))
+        failed = record.with_(state="failed", message=str(error))
         write_record(failed, out=plan.out)  # told by the driver: the run's log is still open here
 
 
-def _measured(plan: TrialPlan, record: TrialRecord, *, until: int, seconds: float) -> TrialRecord:
-    """Measures, writes and tells; the trial has ended where these were its last steps."""
-    at_end = until == record.num_steps
-    found = measure_trial(plan, number=record.number, at_end=at_end)
-    point = RungPoint(step=until, score=found.score, values=record.values)
-    record = _update(
-        record,
-        step=until,
-        state="finished" if at_end else "running",
-        points=(*record.points, point),
-        tasks=found.tasks,
-        objectives=found.objectives,
-        seconds=seconds,
-    )
-    tell_trial(plan, record, status="FINISHED" if at_end else None)
-    write_record(record, out=plan.out)
-    return record
-
-
-def _update(record: TrialRecord, **fields: Any) -> TrialRecord:
-    return record.model_copy(update=fields)
+def _state(plan: TrialPlan, record: TrialRecord) -> State:
+    """How a trial stands after a measurement: at its end, left behind, or going on."""
+    if record.step == record.num_steps:
+        return "finished"
+    others = [one for one in read_records(plan.out) if one.number != record.number]
+    return "stopped" if is_pruned(plan.sweep, record, others) else "running"
 
 
 def _with_checkpoints(recipe: Recipe, sweep: SweepConfig) -> Recipe:
@@ -255,11 +232,11 @@ def take_over(
         donor: of the better trial.
         step: of the donor's measurement.
     """
-    mine, its = (trial_folder(plan.out, r.number) / CHECKPOINTS for r in (record, donor))
-    *_, source = sorted(its.glob(f"{folder_name(step, 0)}*"))  # later attempts are newer
-    shutil.rmtree(mine, ignore_errors=True)
-    shutil.copytree(source, mine / source.name)
+    own, better = (trial_folder(plan.out, r.number) / CHECKPOINTS for r in (record, donor))
+    *_, source = sorted(better.glob(f"{folder_name(step, 0)}*"))  # later attempts are newer
+    shutil.rmtree(own, ignore_errors=True)
+    shutil.copytree(source, own / source.name)
     points = tuple(point for point in donor.points if point.step <= step)
-    record = _update(record, state="running", step=step, points=points)
+    record = record.with_(state="running", step=step, points=points)
     write_record(record, out=plan.out)
     return record

@@ -1,25 +1,22 @@
-"""Trials of a sweep: what is written of each, which is best, and which none is better than.
+"""Trials of a sweep: what is written of each, and what is made of all.
 
 `trials/<number>/trial.json` is the one record of a trial: a sweep that goes on reads them all,
 repeats none that has ended and takes up those that were cut off.
 """
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from mmtrain.tuning.score import TaskMeasure
-from mmtrain.tuning.sweep import LARGER_IS_BETTER, Objective, SweepError, Values
+from mmtrain.tuning.sweep import SweepError
 from pipelines.errors import first_problem
 from pipelines.files import read_retried, write_whole
 
 TRIALS, TRIAL = "trials", "trial.json"
 
 State = Literal["running", "finished", "stopped", "failed", "lost"]
-_ENDED: tuple[State, ...] = ("finished", "stopped", "failed")  # not to be run again
 
 
 class RungPoint(BaseModel):
@@ -56,12 +53,48 @@ class TrialRecord(BaseModel):
     @property
     def has_ended(self) -> bool:
         """Whether a sweep that goes on leaves it alone."""
-        return self.state in _ENDED
+        return self.state in ("finished", "stopped", "failed")
 
     @property
     def score(self) -> float | None:
         """The newest; None: not measured yet."""
         return self.points[-1].score if self.points else None
+
+    def with_(self, **fields: Any) -> Self:
+        """The same trial with other fields."""
+        return self.model_copy(update=fields)
+
+
+class SweepOutcome(BaseModel):
+    """A sweep that has ended: of several objectives the best trial is the knee of the front."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    out: Path
+    best: int
+    best_recipe: Path
+    front: tuple[int, ...]
+    run_id: str | None
+    seconds: float
+    trials: tuple[TrialRecord, ...]
+
+    @property
+    def best_trial(self) -> TrialRecord:
+        """The record of the best trial."""
+        return next(record for record in self.trials if record.number == self.best)
+
+
+class JointOutcome(BaseModel):
+    """Sweeps of tasks alone, and the recipe that joins their best values."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    out: Path
+    best_recipe: Path
+    seconds: float
+    tasks: dict[str, SweepOutcome]
 
 
 def trial_folder(out: Path, number: int) -> Path:
@@ -95,70 +128,6 @@ def read_record(out: Path, number: int) -> TrialRecord | None:
 
 def read_records(out: Path) -> list[TrialRecord]:
     """Records of all trials of a sweep, by number."""
-    numbers = sorted(
-        int(path.parent.name)
-        for path in (out / TRIALS).glob(f"*/{TRIAL}")
-        if path.parent.name.isdigit()
-    )
-    found = (read_record(out, number) for number in numbers)
-    return [record for record in found if record is not None]
-
-
-def values_key(values: Values) -> str:
-    """The same values, the same text: by it a trial is known again."""
-    return json.dumps(dict(values), sort_keys=True)
-
-
-def best_trial(
-    records: Iterable[TrialRecord], *, objectives: Sequence[Objective]
-) -> TrialRecord | None:
-    """The best finished trial: of one objective its best, of several the knee of their front.
-
-    None: no trial has finished.
-    """
-    finished = [record for record in records if record.state == "finished"]
-    if not finished:
-        return None
-    if len(objectives) == 1:
-        sign = 1 if objectives[0] in LARGER_IS_BETTER else -1
-        return max(finished, key=lambda record: sign * record.objectives[objectives[0]])
-    return knee(pareto_front(finished, objectives=objectives), objectives=objectives)
-
-
-def pareto_front(
-    records: Iterable[TrialRecord], *, objectives: Sequence[Objective]
-) -> list[TrialRecord]:
-    """Finished trials that no other beats: as good in every objective and better in one."""
-    finished = [record for record in records if record.state == "finished"]
-    costs = {record.number: _costs(record.objectives, objectives) for record in finished}
-    return [
-        record
-        for record in finished
-        if not any(_dominates(costs[other.number], costs[record.number]) for other in finished)
-    ]
-
-
-def knee(front: Sequence[TrialRecord], *, objectives: Sequence[Objective]) -> TrialRecord:
-    """The front's trial nearest to the best of each objective, each scaled to the front's range.
-
-    argmin_t sum_k ((c_k(t) - min c_k) / (max c_k - min c_k))^2        of costs c; ties: the first
-    """
-    costs = [_costs(record.objectives, objectives) for record in front]
-    columns = list(zip(*costs, strict=True))
-    lows = [min(column) for column in columns]
-    spans = [max(column) - min(column) or 1.0 for column in columns]
-
-    def distance(place: int) -> float:
-        shares = zip(costs[place], lows, spans, strict=True)
-        return sum(((cost - low) / span) ** 2 for cost, low, span in shares)
-
-    return front[min(range(len(front)), key=distance)]
-
-
-def _costs(measured: Mapping[str, float], objectives: Sequence[Objective]) -> tuple[float, ...]:
-    """Objectives with their sign turned where larger is better, so that all are to be small."""
-    return tuple(-measured[n] if n in LARGER_IS_BETTER else measured[n] for n in objectives)
-
-
-def _dominates(mine: Sequence[float], its: Sequence[float]) -> bool:
-    return all(a <= b for a, b in zip(mine, its, strict=True)) and tuple(mine) != tuple(its)
+    folders = (path.parent.name for path in (out / TRIALS).glob(f"*/{TRIAL}"))
+    numbers = sorted(int(name) for name in folders if name.isdigit())
+    return [record for number in numbers if (record := read_record(out, number))]

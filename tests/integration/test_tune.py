@@ -154,11 +154,11 @@ def test_trial_that_loses_its_loss_fails_alone_and_is_not_repeated(recipe, data_
     wild = {FIELD: {"kind": "choice", "values": [1e-3, 1e30]}}
     sweep = sweep_of(space=wild, num_trials=2, searcher="random")  # its first two draws differ
     outcome = run_sweep(recipe, sweep, out=tmp_path, data_dir=data_dir)
-    by_rate = {record.values[FIELD]: record for record in outcome.records}
+    by_rate = {record.values[FIELD]: record for record in outcome.trials}
     assert by_rate[1e30].state == "failed"
     assert "gradient norm" in by_rate[1e30].message
     assert by_rate[1e-3].state == "finished"
-    assert outcome.best.values == {FIELD: 1e-3}
+    assert outcome.best_trial.values == {FIELD: 1e-3}
 
 
 def test_cluster_outlives_the_sweeps():

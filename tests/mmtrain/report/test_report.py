@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from mmtrain.report.figures import curves_figure, routing_figure, shares_figure, to_svg
-from mmtrain.report.report import Run, duration, report_page, results_table, shown, write_report
+from mmtrain.report.report import Run, report_page, results_table, shown, write_report
 from tests.mmtrain.example_results import PIXEL, example_results
 
 VOID = {"meta", "img", "br", "path", "use", "rect", "image"}
@@ -113,9 +113,8 @@ def test_a_value_that_has_no_unit_stands_alone():
     assert shown(0.01234, "") == "0.0123"
 
 
-def test_values_and_times_as_a_person_reads_them():
+def test_values_as_a_person_reads_them():
     assert (shown(4.06, "%"), shown(0.2119, "nats")) == ("4.1 %", "0.212 nats")
-    assert [duration(s) for s in (0.4, 59.0, 61.0, 3671.0)] == ["0 s", "59 s", "1:01", "1:01:11"]
 
 
 def test_agreement_of_gradients_is_a_section_where_it_was_sampled():

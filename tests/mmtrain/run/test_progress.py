@@ -1,9 +1,8 @@
 import io
 
-import pytest
 from rich.console import Console
 
-from mmtrain.run.progress import ProgressDisplay, RunProgress, TaskProgress, clock, progress_table
+from mmtrain.run.progress import ProgressDisplay, RunProgress, TaskProgress, progress_table
 
 PROGRESS = RunProgress(
     step=20,
@@ -12,11 +11,6 @@ PROGRESS = RunProgress(
     remaining_s=300,
     tasks={"parsing": TaskProgress(steps=12, loss=1.25, examples_per_s=80.4)},
 )
-
-
-@pytest.mark.parametrize(("seconds", "shown"), [(0, "0:00"), (75, "1:15"), (3675, "1:01:15")])
-def test_clock_shows_hours_only_when_there_are_any(seconds, shown):
-    assert clock(seconds) == shown
 
 
 def test_display_prints_plain_lines_where_there_is_no_terminal():

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from mmtrain.recipe import load_recipe
+from mmtrain.run.job import Job
 from mmtrain.store.config import TrackingConfig
+from mmtrain.tuning import trial
 from mmtrain.tuning.trial import TrialPlan, run_segments, take_over
 from mmtrain.tuning.trials import RungPoint, read_record, trial_folder, write_record
 from tests.mmtrain.example_sweep import RATE, SIZE, example_sweep, record
@@ -49,6 +51,40 @@ def test_trial_whose_recipe_cannot_be_trained_fails_with_the_reason(plan):
     assert failed is not None
     assert failed.state == "failed"
     assert "is not built" in failed.message
+
+
+def test_trial_whose_values_do_not_go_together_fails_with_the_reason(plan):
+    values = {RATE: -1.0, SIZE: 16}
+    assert (
+        list(run_segments(plan, record(0).with_(values=values), train=lambda job, recipe: None))
+        == []
+    )
+    failed = read_record(plan.out, 0)
+    assert failed is not None
+    assert failed.state == "failed"
+    assert "greater than 0" in failed.message
+
+
+def test_trial_of_asha_stops_at_a_rung_where_others_are_better(plan, monkeypatch):
+    def measured(plan, record, *, at_end):
+        point = RungPoint(step=record.step, score=0.3)
+        return record.with_(points=(*record.points, point), objectives={"score": 0.3})
+
+    monkeypatch.setattr(
+        trial, "start_trial", lambda *_, **__: Job("", plan.out, plan.out, plan.tracking, "a")
+    )
+    monkeypatch.setattr(trial, "measure_trial", measured)
+    monkeypatch.setattr(trial, "tell_trial", lambda *_, **__: "a")
+    others = [record(n).with_(points=(RungPoint(step=2, score=0.2), RungPoint(step=6, score=0.9)))
+              for n in range(1, 4)]  # fmt: skip
+    for one in others:
+        write_record(one, out=plan.out)
+    trained = []
+    begun = record(0, state="running").with_(step=0, points=())
+    seen = list(run_segments(plan, begun, train=lambda part, _: trained.append(part.until)))
+    assert trained == [2, 6]  # of 20 steps: 20 // 9, 20 // 3
+    assert [one.state for one in seen] == ["running", "stopped"]
+    assert read_record(plan.out, 0) == seen[-1]
 
 
 def test_recipe_of_a_trial_has_its_values(plan):
