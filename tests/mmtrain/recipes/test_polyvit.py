@@ -16,7 +16,7 @@ from mmtrain.models.model import MultiTaskModel, build_model
 from mmtrain.recipe import Recipe, load_recipe, override
 from mmtrain.run.corpora import open_corpora
 from mmtrain.run.model import fitted, task_specs
-from mmtrain.start.initialize import start_model
+from mmtrain.start.entry import start_model
 from mmtrain.step.rates import run_optimizer
 from pipelines.errors import MMTrainError
 from pipelines.modalities import video
