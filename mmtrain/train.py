@@ -45,8 +45,7 @@ from mmtrain.run.prepare import prepare_run
 from mmtrain.run.progress import ProgressBoard, ProgressDisplay, RunProgress, build_display
 from mmtrain.run.runlog import RunLog
 from mmtrain.run.tracked import tracked
-from mmtrain.start.initialize import start_model
-from mmtrain.start.source import with_fixed_source
+from mmtrain.start.entry import start_model, with_fixed_source
 from mmtrain.step.gradients import build_gradients
 from mmtrain.step.passes import Passes
 from mmtrain.step.policies import NonFiniteLossError, is_due, is_healthy

@@ -32,10 +32,10 @@ def parse_resources(text: str) -> dict[str, float]:
     Raises:
         AmountError: not NAME=NUMBER, parted by commas.
     """
-    found = {}
+    resources: dict[str, float] = {}
     for part in text.split(","):
         match = re.fullmatch(r"\s*([A-Za-z]\w*)\s*=\s*(\d+(?:\.\d+)?)\s*", part)
         if match is None:
             raise AmountError(f"{part!r} of {text!r}: write resources like CPU=64,GPU=8")
-        found[match[1]] = float(match[2])
-    return found
+        resources[match[1]] = float(match[2])
+    return resources

@@ -81,14 +81,9 @@ class LongestBatch:
     inputs: Shape
     targets: Shape
 
-    @property
-    def positions(self) -> int:
-        """Of both sides, over the batch."""
-        return self.size * (self.inputs[0] + self.targets[0])
-
 
 def longest_batches(task: Task, manifest: Manifest | None) -> list[LongestBatch]:
-    """One for each length bucket, by what was built, or else by what the features allow."""
+    """The longest batch of each length bucket, by what was built or by what features allow."""
     inputs, targets = longest_shape(task.inputs), longest_shape(task.targets)
     if manifest is not None:
         inputs = (int(manifest.stats["longest_input"]), *inputs[1:])

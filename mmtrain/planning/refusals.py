@@ -1,9 +1,9 @@
 """Which engines a recipe can be trained with, and why not with the others: a whole grid."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import product
-from typing import get_args
+from typing import Any, get_args
 
 from mmtrain.engines import EngineConfig, check_combination, divisors
 from mmtrain.planning.longest import LongestBatch
@@ -25,10 +25,6 @@ class Combination:
     ep_size: int
     workers: int
     refused: str | None
-
-    def to_dict(self) -> dict[str, object]:
-        """As JSON holds it."""
-        return asdict(self)
 
 
 def why_refused(
@@ -58,23 +54,17 @@ def combinations(
     workers: Sequence[int],
 ) -> Iterator[Combination]:
     """Every engine, stage, precision and share of experts on each number of workers."""
-    fields = EngineConfig.model_fields
-    names, stages, precisions = (
-        get_args(fields[name].annotation) for name in ("name", "zero_stage", "precision")
-    )
+    choices = [
+        get_args(EngineConfig.model_fields[field].annotation)
+        for field in ("name", "zero_stage", "precision")
+    ]
     for count in workers:
-        sizes = ep_sizes(recipe, num_experts=num_experts, workers=count)
-        for name, stage, precision, ep_size in product(names, stages, precisions, sizes):
-            engine = recipe.engine.model_copy(
-                update={
-                    "name": name, "zero_stage": stage, "precision": precision, "ep_size": ep_size
-                }
-            )  # fmt: skip
-            asked = recipe.model_copy(update={"engine": engine, "num_workers": count})
-            refused = why_refused(asked, num_experts=num_experts, batches=batches)
+        shares = {1, 2, recipe.engine.ep_size, *divisors(count)} if num_experts else {1, 2}
+        for name, stage, precision, ep_size in product(*choices, sorted(shares)):
+            engine: dict[str, Any] = {
+                "name": name, "zero_stage": stage, "precision": precision, "ep_size": ep_size,
+            }  # fmt: skip
+            changed = recipe.engine.model_copy(update=engine)
+            trial = recipe.model_copy(update={"engine": changed, "num_workers": count})
+            refused = why_refused(trial, num_experts=num_experts, batches=batches)
             yield Combination(name, stage, precision, ep_size, count, refused)
-
-
-def ep_sizes(recipe: Recipe, *, num_experts: Sequence[int], workers: int) -> list[int]:
-    """Shares of experts worth a look: all that divide the workers, the recipe's, and 2."""
-    return sorted({1, 2, recipe.engine.ep_size, *divisors(workers)} if num_experts else {1, 2})

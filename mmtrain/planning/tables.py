@@ -1,14 +1,15 @@
 """What `mmtrain plan` prints for a person."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from mmtrain.planning.estimate import Layout, RunPlan
 from mmtrain.planning.refusals import Combination
+from mmtrain.planning.zero_memory import SHARES
 
-SHARES = ("weights", "masters", "moments", "gradients", "buckets", "activations")
 KINDS = ("all_reduce", "reduce_scatter", "all_gather", "all_to_all")
 
 
@@ -21,12 +22,21 @@ def print_plan(plan: RunPlan, *, console: Console) -> None:
         f"accumulation {engine.accumulation}",
         highlight=False,
     )
-    for table in (
-        parameter_table(plan), memory_table(plan.layouts), traffic_table(plan.layouts),
-        batch_table(plan), combination_table(plan.combinations),
-    ):  # fmt: skip
-        console.print(table)
-    for reason, count in reasons(plan.combinations).items():
+    parameters = [(owner, f"{numel:,}") for owner, numel in plan.parameters.items()]
+    parameters.append(("[bold]all[/bold]", f"[bold]{sum(plan.parameters.values()):,}[/bold]"))
+    console.print(_table("parameters", ["owner", "elements"], parameters))
+    console.print(memory_table(plan.layouts))
+    sent = [
+        (str(layout.workers), *(size(getattr(layout.traffic, kind)) for kind in KINDS))
+        for layout in plan.layouts
+        if layout.traffic
+    ]
+    headings = ["workers", *(kind.replace("_", "-") for kind in KINDS)]
+    console.print(_table("sent by a rank in the step that sends most", headings, sent))
+    console.print(batch_table(plan))
+    console.print(combination_table(plan.combinations))
+    reasons = Counter(one.refused for one in plan.combinations if one.refused)
+    for reason, count in reasons.items():
         console.print(f"  [red]refused[/red] x{count}: ", end="")
         console.print(reason, markup=False, highlight=False, soft_wrap=True)
     _print_needs(plan, console=console)
@@ -47,87 +57,63 @@ def _print_needs(plan: RunPlan, *, console: Console) -> None:
         console.print(f"[yellow]assumed:[/yellow] {line}", highlight=False, soft_wrap=True)
 
 
-def _table(title: str, first: str, rest: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 1))
-    table.add_column(first, no_wrap=True)
-    for heading in rest:
-        table.add_column(heading.replace("_", "-"), justify="right", no_wrap=True)
-    return table
-
-
-def parameter_table(plan: RunPlan) -> Table:
-    """Parameters by owner."""
-    table = _table("\nparameters", "owner", ["elements"])
-    for owner, numel in plan.parameters.items():
-        table.add_row(owner, f"{numel:,}")
-    table.add_row("[bold]all[/bold]", f"[bold]{sum(plan.parameters.values()):,}[/bold]")
+def _table(title: str, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    table = Table(
+        title=f"\n{title}", title_justify="left", title_style="bold", box=None, padding=(0, 1)
+    )
+    for column, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if column else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
     return table
 
 
 def memory_table(layouts: Sequence[Layout]) -> Table:
     """Memory of a rank at the moment at which it is most: a column for each number of workers."""
-    table = _table("\nmemory of a rank, at most", "workers", [str(one.workers) for one in layouts])
-    for share in (*SHARES, "total", "host"):
-        table.add_row(
-            share, *(size(getattr(one.memory, share)) if one.memory else "-" for one in layouts)
-        )
-    table.add_row("moment", *(one.memory.moment if one.memory else "-" for one in layouts))
-    table.add_row("starts", *("refused" if one.refused else "yes" for one in layouts))
-    return table
-
-
-def traffic_table(layouts: Sequence[Layout]) -> Table:
-    """Payloads of a rank's collectives."""
-    table = _table("\nsent by a rank in the step that sends most", "workers", KINDS)
-    for layout in layouts:
-        if layout.traffic:
-            cells = [size(getattr(layout.traffic, kind)) for kind in KINDS]
-            table.add_row(str(layout.workers), *cells)
-    return table
+    memories = [layout.memory for layout in layouts]
+    rows = [
+        (share, *(size(getattr(memory, share)) if memory else "-" for memory in memories))
+        for share in (*SHARES, "total", "host")
+    ]
+    rows.append(("moment", *(memory.moment if memory else "-" for memory in memories)))
+    rows.append(("starts", *("refused" if layout.refused else "yes" for layout in layouts)))
+    headings = ["workers", *(str(layout.workers) for layout in layouts)]
+    return _table("memory of a rank, at most", headings, rows)
 
 
 def batch_table(plan: RunPlan) -> Table:
     """Batches of each task."""
-    headings = ["batch", "a rank", "in", "out", "steps", "examples", "epochs"]
-    table = _table("\nbatches, longest input and target", "task", headings)
-    for name, task in plan.tasks.items():
-        table.add_row(
+    headings = ["task", "batch", "a rank", "in", "out", "steps", "examples", "epochs"]
+    rows = [
+        (
             name, spread(task.batch_sizes), spread(task.micro_sizes), f"{task.longest_input:,}",
             f"{task.longest_target:,}", f"{task.steps:,}",
             "not built" if task.examples is None else f"{task.examples:,}",
             "" if task.epochs is None else f"{task.epochs:.1f}",
-        )  # fmt: skip
-    return table
+        )
+        for name, task in plan.tasks.items()
+    ]  # fmt: skip
+    return _table("batches, longest input and target", headings, rows)
 
 
-def combination_table(found: Sequence[Combination]) -> Table:
+def combination_table(combinations: Sequence[Combination]) -> Table:
     """Which engines can be: a row for each number of workers and engine, a column a share."""
-    sizes = sorted({one.ep_size for one in found})
-    table = _table("\nengines", "workers", ["engine", "ZeRO", *(f"ep {n}" for n in sizes)])
-    rows: dict[tuple[int, str, int], dict[int, list[str]]] = {}
-    for one in found:
-        cells = rows.setdefault((one.workers, one.engine, one.zero_stage), {})
-        if one.refused is None:
-            cells.setdefault(one.ep_size, []).append(one.precision)
-        else:
-            cells.setdefault(one.ep_size, [])
-    for (workers, engine, stage), cells in rows.items():
-        said = [_allowed(cells[n]) if n in cells else "" for n in sizes]
-        table.add_row(str(workers), engine, str(stage), *said)
-    return table
+    shares = sorted({one.ep_size for one in combinations})
+    rows: dict[tuple[str, str, str], dict[int, list[str]]] = {}
+    for one in combinations:
+        cells = rows.setdefault((str(one.workers), one.engine, str(one.zero_stage)), {})
+        cells.setdefault(one.ep_size, []).extend([] if one.refused else [one.precision])
+    return _table(
+        "engines",
+        ["workers", "engine", "ZeRO", *(f"ep {share}" for share in shares)],
+        [(*row, *(_allowed(cells.get(share)) for share in shares)) for row, cells in rows.items()],
+    )
 
 
-def _allowed(precisions: Sequence[str]) -> str:
+def _allowed(precisions: Sequence[str] | None) -> str:
+    if precisions is None:
+        return ""  # this number of workers was not tried with that share
     return f"[green]{' '.join(precisions)}[/green]" if precisions else "[red]-[/red]"
-
-
-def reasons(found: Sequence[Combination]) -> dict[str, int]:
-    """Why combinations are refused, and how many for each reason."""
-    counts: dict[str, int] = {}
-    for one in found:
-        if one.refused:
-            counts[one.refused] = counts.get(one.refused, 0) + 1
-    return counts
 
 
 def spread(values: Sequence[int]) -> str:

@@ -54,12 +54,12 @@ def task_plans(
     equal = dict.fromkeys(manifests, 1) if sizes_are_assumed(recipe, manifests) else None
     steps = task_steps(recipe, num_examples=equal or built_examples(manifests))
     parts = recipe.num_workers * recipe.engine.accumulation
-    found = {}
+    plans: dict[str, TaskPlan] = {}
     for name, some in batches.items():
         manifest, sizes = manifests[name], tuple(batch.size for batch in some)
         examples = manifest.num_examples if manifest else None
         mean = sum(sizes) / len(sizes)
-        found[name] = TaskPlan(
+        plans[name] = TaskPlan(
             batch_sizes=sizes,
             micro_sizes=tuple(-(-size // parts) for size in sizes),
             longest_input=max(batch.inputs[0] for batch in some),
@@ -68,7 +68,7 @@ def task_plans(
             examples=examples,
             epochs=steps[name] * mean / examples if examples else None,
         )
-    return found
+    return plans
 
 
 def sizes_are_assumed(recipe: Recipe, manifests: Mapping[str, Manifest | None]) -> bool:

@@ -4,22 +4,14 @@ Rings move about twice an all-reduce's payload and once that of the others (Rajb
 arXiv:1910.02054, Sec. 7).
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from pydantic import computed_field
+from pydantic.dataclasses import dataclass
 
-from mmtrain.engines import EngineConfig
 from mmtrain.planning.footprint import Footprint
-from mmtrain.planning.zero_memory import (
-    FP32,
-    MAX_LIVE,
-    PERSISTENT,
-    Parameter,
-    local_numel,
-    sizes_of,
-)
+from mmtrain.planning.zero_memory import FP32, MAX_LIVE, PERSISTENT, ZeroRank
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Traffic:
     """Bytes of one rank in one step."""
 
@@ -28,47 +20,34 @@ class Traffic:
     all_gather: int = 0
     all_to_all: int = 0
 
+    @computed_field
     @property
     def total(self) -> int:
-        """Of all kinds."""
+        """Bytes of all collectives."""
         return self.all_reduce + self.reduce_scatter + self.all_gather + self.all_to_all
 
-    def to_dict(self) -> dict[str, int]:
-        """As JSON holds it."""
-        return {**asdict(self), "total": self.total}
 
-
-def step_traffic(
-    parameters: Sequence[Parameter],
-    found: Footprint,
-    *,
-    engine: EngineConfig,
-    world_size: int,
-) -> Traffic:
-    """Of the step whose footprint it is. One rank sends nothing.
+def step_traffic(rank: ZeroRank, footprint: Footprint) -> Traffic:
+    """Payloads of the step that has this footprint. One rank sends nothing.
 
     At ZeRO 0 every parameter is summed; at 1 and 2 those that the step trains, and all weights are
     handed round afterwards; at 3 gradients are scattered, and weights gathered for forward, and
     again for backward where they do not all stay.
     """
-    if world_size == 1:
+    if rank.world_size == 1:
         return Traffic()
-    width = 2 if engine.precision == "bf16" else FP32
-    numel = {held.name: local_numel(held, ep_size=engine.ep_size) for held in parameters}
-    reached = width * sum(numel[name] for name in found.trained)
-    sizes = sizes_of(parameters, engine=engine, world_size=world_size)
-    leaving = found.exchanged * (engine.ep_size - 1) // engine.ep_size
+    engine, width, trained = rank.engine, rank.width, rank.sizes.trained
+    reached = width * rank.reached(footprint)
     if engine.zero_stage == 0:
-        return Traffic(all_reduce=FP32 * sizes.trained)
+        return Traffic(all_reduce=FP32 * trained)
     if engine.zero_stage < 3:
         often = engine.accumulation if engine.zero_stage == 2 else 1
-        return Traffic(
-            all_reduce=often * reached, all_gather=width * sizes.trained, all_to_all=leaving
-        )
-    used = [numel[name] for name in found.trained]
-    large, small = sum(n for n in used if n >= PERSISTENT), sum(n for n in used if n < PERSISTENT)
+        leaving = footprint.exchanged * (engine.ep_size - 1) // engine.ep_size
+        return Traffic(all_reduce=often * reached, all_gather=width * trained, all_to_all=leaving)
+    used = [rank.numel[name] for name in footprint.trained]
+    large = sum(numel for numel in used if numel >= PERSISTENT)
     passes = 1 if large <= MAX_LIVE else 2 * engine.accumulation
     return Traffic(
         reduce_scatter=engine.accumulation * reached,
-        all_gather=width * (passes * large + small),
+        all_gather=width * (passes * large + sum(used) - large),
     )

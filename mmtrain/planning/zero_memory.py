@@ -6,17 +6,25 @@ three moments at which most may be alive: in backward, when gradients are added 
 the optimizer steps. The largest counts.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from pydantic import computed_field
+from pydantic.dataclasses import dataclass as json_dataclass
 
 from mmtrain.engines import EngineConfig
 from mmtrain.engines.zero_config import MAX_BUCKET
 from mmtrain.planning.footprint import Footprint
 
+# DeepSpeed 0.19.8's defaults, in elements (runtime/zero/config.py, runtime/config.py). When they
+# change, tests/benchmarks/bench_plan.py shows planned memory off the measured one.
 FP32 = 4
-ALL_REDUCE_BUCKET = 500_000_000  # elements; DeepSpeed's own at ZeRO 0
-PERSISTENT = 100_000  # elements; parameters below stay whole at ZeRO 3: DeepSpeed's default
-MAX_LIVE = 1_000_000_000  # elements; of the others, so many may stay gathered: likewise
+ALL_REDUCE_BUCKET = 500_000_000  # gradients reduced at once at ZeRO 0
+PERSISTENT = 100_000  # parameters below this stay whole at ZeRO 3
+MAX_LIVE = 1_000_000_000  # of the others, so many may stay gathered
+
+SHARES = ("weights", "masters", "moments", "gradients", "buckets", "activations")
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +39,7 @@ class Parameter:
     decays: bool
 
 
-@dataclass(frozen=True, slots=True)
+@json_dataclass(frozen=True)
 class RankMemory:
     """Bytes on one rank at the moment of a step at which they are most.
 
@@ -57,26 +65,16 @@ class RankMemory:
     moment: str = "backward"
     task: str = ""
 
+    @computed_field
     @property
     def total(self) -> int:
         """Bytes at once."""
-        return (
-            self.weights
-            + self.masters
-            + self.moments
-            + self.gradients
-            + self.buckets
-            + self.activations
-        )
-
-    def to_dict(self) -> dict[str, int | str]:
-        """As JSON holds it."""
-        return {**asdict(self), "total": self.total}
+        return sum(getattr(self, share) for share in SHARES)
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """Elements on a rank, by how they are kept.
+    """Elements on the rank that holds most, by how they are kept.
 
     Args:
         held: parameters of the model as this rank holds it, experts divided.
@@ -93,198 +91,170 @@ class Sizes:
     straddling: int
 
 
-def local_numel(parameter: Parameter, *, ep_size: int) -> int:
-    """Elements that a rank holds before ZeRO."""
-    return parameter.numel // ep_size if parameter.is_expert else parameter.numel
-
-
-def groups_of(parameters: Sequence[Parameter]) -> list[list[Parameter]]:
-    """Trained parameters by group of the optimizer."""
-    groups: dict[tuple[str, bool], list[Parameter]] = {}
-    for parameter in parameters:
-        if parameter.is_trained:
-            groups.setdefault((parameter.owner, parameter.decays), []).append(parameter)
-    return [groups[key] for key in sorted(groups)]
-
-
-def sizes_of(parameters: Sequence[Parameter], *, engine: EngineConfig, world_size: int) -> Sizes:
-    """Elements on the rank that holds most."""
-    ep_size = engine.ep_size
-    groups = groups_of(parameters)
-    partitions, straddling = [], [0] * world_size
-    for group in groups:
-        ranks = world_size // ep_size if group[0].is_expert else world_size
-        numels = [local_numel(held, ep_size=ep_size) for held in group]
-        alignment = 2 * ranks
-        partition = -(-sum(numels) // alignment) * 2
-        partitions.append(partition)
-        for rank in range(ranks):
-            first, last = rank * partition, (rank + 1) * partition
-            straddling[rank] += _overlapping(numels, first=first, last=last)
-    return Sizes(
-        held=sum(local_numel(held, ep_size=ep_size) for held in parameters),
-        trained=sum(local_numel(held, ep_size=ep_size) for held in parameters if held.is_trained),
-        partition=sum(partitions),
-        largest_group=max(partitions, default=0),
-        straddling=max(straddling),
-    )
-
-
-def _overlapping(numels: Sequence[int], *, first: int, last: int) -> int:
-    """Elements of those that have any between two places, counted whole."""
-    total, start = 0, 0
-    for numel in numels:
-        if start < last and start + numel > first:
-            total += numel
-        start += numel
-    return total
-
-
-def rank_memory(
-    parameters: Sequence[Parameter],
-    footprints: Sequence[Footprint],
-    *,
-    engine: EngineConfig,
-    world_size: int,
-    num_moments: int,
-    use_gpu: bool,
-) -> RankMemory:
-    """The most that a rank needs at any moment of any step.
+@dataclass(frozen=True)
+class ZeroRank:
+    """A rank of a run, as an engine divides the model over the ranks.
 
     Args:
         parameters: of the whole model.
-        footprints: of the steps there are, as the engine keeps gradients (`keeps_gradients`).
         engine: its config.
         world_size: ranks.
         num_moments: states of the optimizer for each parameter.
         use_gpu: whether the ranks have GPUs.
     """
-    kept = _Kept(parameters, engine, world_size, num_moments, use_gpu)
-    moments = [
-        replace(memory, task=", ".join(found.batches))
-        for found in footprints
-        for memory in kept.moments(found)
-    ]
-    most = max(moments, key=lambda memory: memory.total)
-    return kept.offloaded(most) if engine.offload_optimizer else most
 
+    parameters: Sequence[Parameter]
+    engine: EngineConfig
+    world_size: int
+    num_moments: int = 2
+    use_gpu: bool = False
 
-def keeps_gradients(engine: EngineConfig) -> bool:
-    """Whether whole gradients stay until the end of a step."""
-    return engine.name == "torch" or engine.zero_stage < 2
+    @cached_property
+    def width(self) -> int:
+        """Bytes of an element in forward and backward."""
+        return 2 if self.engine.precision == "bf16" else FP32
 
+    @cached_property
+    def numel(self) -> dict[str, int]:
+        """Elements of each parameter that a rank holds before ZeRO, by name."""
+        share = self.engine.ep_size
+        return {p.name: p.numel // share if p.is_expert else p.numel for p in self.parameters}
 
-class _Kept:
-    """What a rank keeps through a step, and what comes on top at each moment."""
+    @cached_property
+    def sizes(self) -> Sizes:
+        """Elements on the rank that holds most. Partitions are even: DeepSpeed aligns to two."""
+        groups: dict[tuple[str, bool], list[Parameter]] = {}  # of the optimizer
+        for parameter in self.parameters:
+            if parameter.is_trained:
+                groups.setdefault((parameter.owner, parameter.decays), []).append(parameter)
+        partitions, straddling = [0], [0] * self.world_size
+        for group in groups.values():
+            ranks = self.world_size // (self.engine.ep_size if group[0].is_expert else 1)
+            numels = [self.numel[parameter.name] for parameter in group]
+            partition = -(-sum(numels) // (2 * ranks)) * 2
+            partitions.append(partition)
+            start = 0
+            for numel in numels:
+                for rank in range(start // partition, -(-(start + numel) // partition)):
+                    straddling[rank] += numel
+                start += numel
+        return Sizes(
+            held=sum(self.numel.values()),
+            trained=sum(self.numel[p.name] for p in self.parameters if p.is_trained),
+            partition=sum(partitions),
+            largest_group=max(partitions),
+            straddling=max(straddling),
+        )
 
-    def __init__(
-        self,
-        parameters: Sequence[Parameter],
-        engine: EngineConfig,
-        world_size: int,
-        num_moments: int,
-        use_gpu: bool,
-    ) -> None:
-        self.engine, self.use_gpu = engine, use_gpu
-        self.width = 2 if engine.precision == "bf16" else FP32
-        self.numel: Mapping[str, int] = {
-            held.name: local_numel(held, ep_size=engine.ep_size) for held in parameters
-        }
-        self.parameters = parameters
-        self.sizes = sizes_of(parameters, engine=engine, world_size=world_size)
-        self.bucket = min(self.sizes.held, MAX_BUCKET)
-        is_split = engine.name == "deepspeed" and engine.zero_stage > 0
+    def reached(self, footprint: Footprint) -> int:
+        """Elements of the parameters that get a gradient in a step."""
+        return sum(self.numel[name] for name in footprint.trained)
+
+    def memory(self, footprints: Sequence[Footprint]) -> RankMemory:
+        """The most that the rank needs at any moment of any step.
+
+        Args:
+            footprints: of the steps there are, as the engine keeps gradients (`keeps_gradients`).
+        """
+        moments = [
+            replace(memory, task=", ".join(footprint.batches))
+            for footprint in footprints
+            for memory in self._moments(footprint)
+        ]
+        most = max(moments, key=lambda memory: memory.total)
+        if not (self.engine.offload_optimizer and self.use_gpu):
+            return most  # without a GPU what is offloaded is in the same memory
+        host = most.masters + most.moments + FP32 * self.sizes.partition
+        return replace(most, masters=0, moments=0, host=host)
+
+    @cached_property
+    def _base(self) -> RankMemory:
+        """What is there all the time."""
+        is_split = self.engine.name == "deepspeed" and self.engine.zero_stage > 0
         stepped = self.sizes.partition if is_split else self.sizes.trained
-        has_masters = is_split or self.width < FP32
-        self.base = RankMemory(
+        return RankMemory(
             weights=self.width * self.sizes.held,
-            masters=FP32 * stepped if has_masters else 0,
-            moments=num_moments * FP32 * stepped,
+            masters=FP32 * stepped if is_split or self.width < FP32 else 0,
+            moments=self.num_moments * FP32 * stepped,
         )
 
-    def moments(self, found: Footprint) -> list[RankMemory]:
-        """The moments of a step."""
-        reached = sum(self.numel[name] for name in found.trained)
+    def _moments(self, found: Footprint) -> list[RankMemory]:
         if self.engine.name == "torch":
-            return self._plain(found, reached)
+            return self._plain(found)
         if self.engine.zero_stage == 0:
-            return self._replicated(found, reached)
-        if self.engine.zero_stage == 3:
-            return self._whole_split(found, reached)
-        return self._states_split(found, reached)
-
-    def _plain(self, found: Footprint, reached: int) -> list[RankMemory]:
-        """One process: gradients come in backward and stay until the step, then in fp32."""
-        owners = {held.owner for held in self.parameters if held.name in found.trained}
-        stepped = sum(
-            self.numel[held.name]
-            for held in self.parameters
-            if held.is_trained and held.owner in owners
-        )
-        kept = self.width * reached if self.engine.accumulation > 1 else 0
-        step = replace(self.base, gradients=FP32 * stepped, moment="step")
-        if self.width < FP32:
-            kept = (FP32 * reached) if self.engine.accumulation > 1 else 0
-            step = replace(step, gradients=FP32 * stepped + self.width * reached)
-        return [self._backward(found, gradients=min(kept, found.peak)), step]
+            return self._replicated(found)
+        return self._whole_split(found) if self.engine.zero_stage == 3 else self._split(found)
 
     def _backward(self, found: Footprint, *, gradients: int, buckets: int = 0) -> RankMemory:
         peak = found.peak if keeps_gradients(self.engine) else found.activations
         shown = min(gradients, peak)
-        return replace(self.base, gradients=shown, buckets=buckets, activations=peak - shown)
+        return replace(self._base, gradients=shown, buckets=buckets, activations=peak - shown)
 
-    def _replicated(self, found: Footprint, reached: int) -> list[RankMemory]:
-        """ZeRO 0: every parameter gets a gradient, and they are added in one flat copy."""
-        gradients = FP32 * self.sizes.trained
-        flat = FP32 * min(self.sizes.trained, ALL_REDUCE_BUCKET)
-        return [
-            self._backward(found, gradients=max(0, found.peak - found.activations)),
-            replace(self.base, gradients=gradients, buckets=flat, moment="reduction"),
-        ]
-
-    def _states_split(self, found: Footprint, reached: int) -> list[RankMemory]:
-        """ZeRO 1 and 2: a bucket all through backward, a flat copy of it when it is reduced."""
-        bucket, flat = self.width * self.bucket, self.width * min(reached, self.bucket)
-        share = 1 - reached / max(1, self.sizes.trained)  # gets zeros in place of gradients
-        filled = int(self.width * self.sizes.straddling * share)
-        sums_fp32 = self.engine.zero_stage == 2 and self.width < FP32
-        owned = (
-            FP32 * min(self.sizes.partition, reached)
-            if sums_fp32
-            else self.width * self.sizes.straddling + filled
+    def _plain(self, found: Footprint) -> list[RankMemory]:
+        """One process: gradients come in backward and stay until the step, then in fp32."""
+        owners = {p.owner for p in self.parameters if p.name in found.trained}
+        stepped = sum(
+            self.numel[p.name] for p in self.parameters if p.is_trained and p.owner in owners
         )
-        during = flat + owned if sums_fp32 else max(flat, owned)
-        widest = 0 if sums_fp32 else FP32 * self.sizes.largest_group
-        grown = max(0, found.peak - found.activations)
+        reached = self.reached(found)
+        kept = FP32 * reached if self.engine.accumulation > 1 else 0
+        gradients = FP32 * stepped + (self.width * reached if self.width < FP32 else 0)
         return [
-            self._backward(found, gradients=grown, buckets=bucket),
-            replace(self.base, gradients=during, buckets=bucket, moment="reduction"),
-            replace(self.base, gradients=owned + widest, moment="step"),
+            self._backward(found, gradients=kept),
+            replace(self._base, gradients=gradients, moment="step"),
         ]
 
-    def _whole_split(self, found: Footprint, reached: int) -> list[RankMemory]:
+    def _replicated(self, found: Footprint) -> list[RankMemory]:
+        """ZeRO 0: every parameter gets a gradient, and they are added in one flat copy."""
+        trained = self.sizes.trained
+        flat = FP32 * min(trained, ALL_REDUCE_BUCKET)
+        return [
+            self._backward(found, gradients=found.peak - found.activations),
+            replace(self._base, gradients=FP32 * trained, buckets=flat, moment="reduction"),
+        ]
+
+    def _split(self, found: Footprint) -> list[RankMemory]:
+        """ZeRO 1 and 2: a bucket all through backward, a flat copy of it when it is reduced."""
+        sizes, reached = self.sizes, self.reached(found)
+        bucket = min(sizes.held, MAX_BUCKET)
+        flat = self.width * min(reached, bucket)
+        if self.engine.zero_stage == 2 and self.width < FP32:  # sums are fp32
+            owned, widest = FP32 * min(sizes.partition, reached), 0
+            during = flat + owned
+        else:  # what the step does not reach gets zeros in place of gradients
+            share = 1 - reached / max(1, sizes.trained)
+            owned = self.width * sizes.straddling + int(self.width * sizes.straddling * share)
+            widest = FP32 * sizes.largest_group
+            during = max(flat, owned)
+        base = replace(self._base, buckets=self.width * bucket)
+        grown = found.peak - found.activations
+        return [
+            self._backward(found, gradients=grown, buckets=base.buckets),
+            replace(base, gradients=during, moment="reduction"),
+            replace(self._base, gradients=owned + widest, moment="step"),
+        ]
+
+    def _whole_split(self, found: Footprint) -> list[RankMemory]:
         """ZeRO 3: weights in parts; small ones and, up to a bound, gathered ones stay whole."""
+        sizes = self.sizes
         small = sum(numel for numel in self.numel.values() if numel < PERSISTENT)
         large = sum(self.numel[name] for name in found.trained if self.numel[name] >= PERSISTENT)
-        frozen = self.sizes.held - self.sizes.trained
-        parts = self.sizes.partition + frozen
-        gathered = small + min(large, MAX_LIVE)
+        parts = sizes.partition + sizes.held - sizes.trained
+        bucket = min(sizes.held, MAX_BUCKET)
         base = replace(
-            self.base,
-            weights=self.width * (parts + gathered),
-            gradients=FP32 * (self.sizes.partition + self.sizes.largest_group),
-            buckets=self.width * self.bucket,
+            self._base,
+            weights=self.width * (parts + small + min(large, MAX_LIVE)),
+            gradients=FP32 * (sizes.partition + sizes.largest_group),
+            buckets=self.width * bucket,
         )
-        flat = self.width * min(reached, self.bucket) * (1 if self.use_gpu else 2)
+        flat = self.width * min(self.reached(found), bucket) * (1 if self.use_gpu else 2)
         return [
             replace(base, activations=found.activations),
             replace(base, buckets=base.buckets + flat, moment="reduction"),
             replace(base, moment="step"),
         ]
 
-    def offloaded(self, memory: RankMemory) -> RankMemory:
-        """The optimizer's states on the CPU. Without a GPU they are in the same memory."""
-        if not self.use_gpu:
-            return replace(memory, host=0)
-        host = memory.masters + memory.moments + FP32 * self.sizes.partition
-        return replace(memory, masters=0, moments=0, host=host)
+
+def keeps_gradients(engine: EngineConfig) -> bool:
+    """Whether whole gradients stay until the end of a step."""
+    return engine.name == "torch" or engine.zero_stage < 2

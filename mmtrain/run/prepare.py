@@ -19,7 +19,8 @@ from mmtrain.run.corpora import open_corpora
 from mmtrain.run.model import fitted, recipe_model
 from mmtrain.run.preflight import check_disk, checkpoint_bytes
 from mmtrain.run.resume import check_resume
-from mmtrain.start.initialize import frozen_owners, plan_recipe_start, tell_start
+from mmtrain.start.entry import plan_recipe_start, tell_start
+from mmtrain.start.initialize import frozen_owners
 from mmtrain.step.gradients import check_balancing
 from mmtrain.step.passes import Passes, check_pruning
 from mmtrain.step.rates import check_decays

@@ -10,9 +10,8 @@ taken over only if the source has the task, with the same targets.
 """
 
 import fnmatch
-import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -20,17 +19,13 @@ from torch import Tensor
 
 from mmtrain.layers.inflation import Inflation
 from mmtrain.masks.attach import masks_of
-from mmtrain.models.model import MASKS, MultiTaskModel
-from mmtrain.recipe import Recipe
-from mmtrain.start.source import read_source
+from mmtrain.models.model import MultiTaskModel
 from mmtrain.start.trained import Trained, check_shapes, same_names
 from mmtrain.start.vit import InitError, Vit
 from mmtrain.start.vit_weights import differences, from_vits, to_vits, vit_blocks_of
 from pipelines.errors import UnknownNameError
 from pipelines.modalities import Feature
 from pipelines.vocabulary import Vocabulary
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,113 +78,31 @@ def plan_start(
             )
         vits = {"image": source}
         return _start(model, from_vits(model, vits, inflation=inflation), differences(model, vits))
-    ours, its = model.config.family, source.card.model.family
-    if ours != its:
+    if model.config.family != source.card.model.family:
         raise InitError(
-            f"the weights are of family {its!r}, the recipe's model is of family {ours!r}; "
-            "start from a model of the same family"
+            f"the weights are of family {source.card.model.family!r}, the recipe's model is of "
+            f"family {model.config.family!r}; start from a model of the same family"
         )
-    held, notes = same_names(model, source, targets=targets, vocabulary=vocabulary), []
+    state = same_names(model, source, targets=targets, vocabulary=vocabulary)
+    if heads == "fresh":
+        state = {
+            name: value
+            for name, value in state.items()
+            if not (name.startswith("heads.") and name.split(".")[1] in model.tasks)
+        }
+    notes = []
     if source.card.pruning and not masks_of(model):
-        notes = [
+        notes.append(
             "the source's masks are left out, with which it was trained; go on from a cut model "
             "(mmtrain prune), or keep pruning in the recipe"
-        ]
-    if heads == "fresh":
-        held = {name: value for name, value in held.items() if not _is_task_head(model, name)}
-    if vit_blocks_of(ours) is not None:
-        vits = to_vits(source.meta_model(), source.state)
-        held |= from_vits(model, vits, inflation=inflation)
-        notes = [*notes, *differences(model, vits)]
-    else:
-        check_shapes(model, source, held, vocabulary=vocabulary)
-    return _start(model, held, notes)
-
-
-def plan_recipe_start(
-    recipe: Recipe,
-    model: MultiTaskModel,
-    *,
-    vocabulary: Vocabulary | None,
-    tracking_uri: str | None = None,
-    only_shapes: bool = False,
-) -> Start | None:
-    """What a recipe's model starts from; None: it starts as drawn.
-
-    Raises:
-        InitError: the source does not fit, or weights are to be frozen as they were drawn.
-        UnknownNameError: `frozen` names no owner.
-    """
-    frozen_owners(model, recipe.frozen)
-    if recipe.init_from is None:
-        for said in _keeps(recipe):
-            raise InitError(
-                f"{said} would keep weights as they were drawn; "
-                "give the trained ones by --init-from"
-            )
-        return None
-    source = read_source(recipe.init_from, tracking_uri=tracking_uri, only_shapes=only_shapes)
-    targets = {name: task.targets for name, task in recipe.tasks.items()}
-    try:
-        return plan_start(
-            model,
-            source,
-            targets=targets,
-            vocabulary=vocabulary,
-            inflation=recipe.inflation,
-            heads=recipe.init_heads,
         )
-    except InitError as error:
-        raise InitError(f"--init-from {recipe.init_from}: {error}") from None
-
-
-def tell_start(recipe: Recipe, start: Start) -> str:
-    """What is loaded and what is left fresh, in a line; settings that differ are warned about."""
-    for warning in start.warnings:
-        logger.warning("%s: %s", recipe.init_from, warning)
-    line = f"starts from {recipe.init_from}: {start}"
-    logger.info("%s", line)
-    return line
-
-
-def start_model(
-    model: MultiTaskModel,
-    recipe: Recipe,
-    vocabulary: Vocabulary | None,
-    *,
-    registry: str | None,
-    resumes: bool,
-) -> None:
-    """Loads what the recipe says, unless a checkpoint follows, and freezes what it says.
-
-    Args:
-        model: the recipe's model, with the weights that were drawn.
-        recipe: says what to start from and what to freeze.
-        vocabulary: the run's.
-        registry: MLflow's URI, for `models:/`; None: as MLflow is set up.
-        resumes: a checkpoint is loaded next.
-    """
-    if recipe.init_from and not resumes:
-        start = plan_recipe_start(recipe, model, vocabulary=vocabulary, tracking_uri=registry)
-        assert start is not None
-        load_start(model, start)
-    freeze(model, recipe.frozen)
-    if recipe.pruning and recipe.pruning.train == "masks":
-        owner_of = model.parameter_owner
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(parameter.requires_grad and owner_of(name) == MASKS)
-
-
-def _keeps(recipe: Recipe) -> Iterator[str]:
-    """Settings of a recipe that keep weights as they start."""
-    if recipe.frozen:
-        yield f"frozen={list(recipe.frozen)}"
-    if recipe.pruning and recipe.pruning.train == "masks":
-        yield "pruning.train=masks"
-
-
-def _is_task_head(model: MultiTaskModel, name: str) -> bool:
-    return name.startswith("heads.") and name.split(".")[1] in model.tasks
+    if vit_blocks_of(model.config.family) is not None:
+        vits = to_vits(source.meta_model(), source.state)
+        state |= from_vits(model, vits, inflation=inflation)
+        notes += differences(model, vits)
+    else:
+        check_shapes(model, source, state, vocabulary=vocabulary)
+    return _start(model, state, notes)
 
 
 def load_start(model: MultiTaskModel, start: Start) -> None:
@@ -209,10 +122,10 @@ def frozen_owners(model: MultiTaskModel, patterns: Sequence[str]) -> frozenset[s
     )
     frozen: set[str] = set()
     for pattern in patterns:
-        found = fnmatch.filter(owners, pattern)
-        if not found:
+        matching = fnmatch.filter(owners, pattern)
+        if not matching:
             raise UnknownNameError("owner of parameters", pattern, owners)
-        frozen |= set(found)
+        frozen |= set(matching)
     for task in model.tasks:
         if model.owners(task) <= frozen:
             raise InitError(

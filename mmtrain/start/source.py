@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from mmtrain.bundle import BundleError, Card, find_bundle, load_bundle, load_card
-from mmtrain.recipe import Recipe
+from mmtrain.bundle import VOCABULARY, BundleError, find_bundle, load_bundle, load_card
 from mmtrain.start.trained import Trained
 from mmtrain.start.vit import InitError, Vit
 from mmtrain.start.vit_files import is_vit, read_vit
@@ -44,25 +43,6 @@ def read_source(
         bundle = load_bundle(folder)
         return Trained(bundle.card, bundle.state, bundle.vocabulary)
     card, _ = load_card(folder)
-    return Trained(
-        card, Trained(card, {}, None).meta_model().state_dict(), _vocabulary(folder, card)
-    )
-
-
-def _vocabulary(folder: Path, card: Card) -> Vocabulary | None:
-    name = "vocabulary.json"
-    return Vocabulary.load(folder / name) if name in card.files else None
-
-
-def with_fixed_source(recipe: Recipe, *, registry: str | None) -> Recipe:
-    """The recipe with a source whose name means the same everywhere and later on.
-
-    A path becomes absolute, an alias of a registered model the version that it points to now.
-    """
-    if recipe.init_from is None:
-        return recipe
-    if not recipe.init_from.startswith("models:/"):
-        return recipe.with_(init_from=str(Path(recipe.init_from).absolute()))
-    from mmtrain.store.models import fixed_uri  # imports MLflow: seconds
-
-    return recipe.with_(init_from=fixed_uri(recipe.init_from, tracking_uri=registry))
+    has_vocabulary = VOCABULARY in card.files
+    vocabulary = Vocabulary.load(folder / VOCABULARY) if has_vocabulary else None
+    return Trained(card, Trained(card, {}, None).meta_model().state_dict(), vocabulary)

@@ -1,6 +1,6 @@
 """A trained vision transformer in one form, wherever it was read from."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -59,3 +59,9 @@ class Vit:
     num_heads: int | None = None
     layer_norm_eps: float | None = None
     gelu: str | None = None
+
+
+def some(names: Iterable[str]) -> str:
+    """The first names in order, and how many more there are."""
+    first = sorted(names)
+    return ", ".join(first[:3]) + (f" and {len(first) - 3} more" if len(first) > 3 else "")

@@ -10,6 +10,7 @@ Names of parameters say which it is; nothing is unpickled. Names inside `Vit` ar
 """
 
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,45 +20,35 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mmtrain.start.vit import VIT_BLOCK, InitError, Patches, Vit
+from mmtrain.start.vit import VIT_BLOCK, InitError, Patches, Vit, some
 from mmtrain.start.vit_npz import read_npz
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _MAX_JSON_BYTES = 64 * 2**20
 
-_HUGGING_FACE = (  # pattern of a name -> ours; of files, and of modules of transformers 5
-    (r"embeddings\.cls_token", "class_token"),
-    (r"embeddings\.position_embeddings", "positions"),
-    (r"embeddings\.patch_embeddings\.projection\.(\w+)", r"patch.\1"),
-    (r"layernorm\.(\w+)", r"norm.\1"),
-    (r"(?:encoder\.layer|layers)\.(\d+)\.layernorm_before\.(\w+)", r"blocks.\1.norm1.\2"),
-    (r"(?:encoder\.layer|layers)\.(\d+)\.layernorm_after\.(\w+)", r"blocks.\1.norm2.\2"),
-    (
-        r"encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(\w+)",
-        r"blocks.\1.attention.\2.\3",
-    ),
-    (r"encoder\.layer\.(\d+)\.attention\.output\.dense\.(\w+)", r"blocks.\1.attention.out.\2"),
-    (r"encoder\.layer\.(\d+)\.intermediate\.dense\.(\w+)", r"blocks.\1.mlp.w_in.\2"),
-    (r"encoder\.layer\.(\d+)\.output\.dense\.(\w+)", r"blocks.\1.mlp.w_out.\2"),
-    (r"layers\.(\d+)\.attention\.q_proj\.(\w+)", r"blocks.\1.attention.query.\2"),
-    (r"layers\.(\d+)\.attention\.k_proj\.(\w+)", r"blocks.\1.attention.key.\2"),
-    (r"layers\.(\d+)\.attention\.v_proj\.(\w+)", r"blocks.\1.attention.value.\2"),
-    (r"layers\.(\d+)\.attention\.o_proj\.(\w+)", r"blocks.\1.attention.out.\2"),
-    (r"layers\.(\d+)\.mlp\.fc1\.(\w+)", r"blocks.\1.mlp.w_in.\2"),
-    (r"layers\.(\d+)\.mlp\.fc2\.(\w+)", r"blocks.\1.mlp.w_out.\2"),
-)
-_TIMM = (
-    (r"cls_token", "class_token"),
-    (r"pos_embed", "positions"),
-    (r"patch_embed\.proj\.(\w+)", r"patch.\1"),
-    (r"norm\.(\w+)", r"norm.\1"),
-    (r"blocks\.(\d+)\.(norm1|norm2)\.(\w+)", r"blocks.\1.\2.\3"),
-    (r"blocks\.(\d+)\.attn\.qkv\.(\w+)", r"blocks.\1.attention.qkv.\2"),
-    (r"blocks\.(\d+)\.attn\.proj\.(\w+)", r"blocks.\1.attention.out.\2"),
-    (r"blocks\.(\d+)\.mlp\.fc1\.(\w+)", r"blocks.\1.mlp.w_in.\2"),
-    (r"blocks\.(\d+)\.mlp\.fc2\.(\w+)", r"blocks.\1.mlp.w_out.\2"),
-)
+# Theirs -> ours: of timm, of Hugging Face's files, and of modules of transformers 5.
+_WHOLE = {
+    "cls_token": "class_token",
+    "embeddings.cls_token": "class_token",
+    "pos_embed": "positions",
+    "embeddings.position_embeddings": "positions",
+    "patch_embed.proj": "patch",
+    "embeddings.patch_embeddings.projection": "patch",
+    "norm": "norm",
+    "layernorm": "norm",
+}
+_BLOCK = re.compile(r"(?:blocks|layers|encoder\.layer)\.(\d+)\.(.+)")
+_PARTS = {
+    **{"norm1": "norm1", "layernorm_before": "norm1"},
+    **{"norm2": "norm2", "layernorm_after": "norm2"},
+    "attn.qkv": "attention.qkv",
+    **{f"attention.attention.{part}": f"attention.{part}" for part in ("query", "key", "value")},
+    **{f"attention.{part[0]}_proj": f"attention.{part}" for part in ("query", "key", "value")},
+    **dict.fromkeys(("attn.proj", "attention.output.dense", "attention.o_proj"), "attention.out"),
+    **dict.fromkeys(("mlp.fc1", "intermediate.dense"), "mlp.w_in"),
+    **dict.fromkeys(("mlp.fc2", "output.dense"), "mlp.w_out"),
+}
 
 
 def is_vit(path: Path) -> bool:
@@ -80,12 +71,14 @@ def read_vit(path: Path, *, only_shapes: bool = False) -> Vit:
         InitError: not such a file, or one of a transformer that is not a plain ViT.
     """
     if path.suffix == ".npz" and path.is_file():
-        return read_npz(path, only_shapes=only_shapes)
-    config = _read_config(path)
-    found = {}
-    for file in _weight_files(path):
-        found |= _read_tensors(file, only_shapes=only_shapes)
-    return _to_vit(_rename(found, path=path), config=config, path=path)
+        found, config = read_npz(path, only_shapes=only_shapes)
+    else:
+        config = _read_config(path)
+        theirs: dict[str, Tensor] = {}
+        for file in _weight_files(path):
+            theirs |= _read_tensors(file, only_shapes=only_shapes)
+        found = _rename(theirs, path=path)
+    return _to_vit(found, config=config, path=path)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -160,26 +153,27 @@ def _read_tensors(file: Path, *, only_shapes: bool) -> dict[str, Tensor]:
 
 def _rename(found: Mapping[str, Tensor], *, path: Path) -> dict[str, Tensor]:
     """Tensors under our names, from whichever of the layouts they are in."""
-    bare = {re.sub(r"^(?:vit|module|model)\.", "", name): value for name, value in found.items()}
-    is_timm = "patch_embed.proj.weight" in bare
     renamed: dict[str, Tensor] = {}
-    for name, value in bare.items():
-        for pattern, ours in _TIMM if is_timm else _HUGGING_FACE:
-            if match := re.fullmatch(pattern, name):
-                renamed[match.expand(ours)] = value
+    unread: list[str] = []
+    for name, value in found.items():
+        bare = re.sub(r"^(?:vit|module|model)\.", "", name)
+        block = _BLOCK.fullmatch(bare)
+        part, _, kind = (block[2] if block else bare).rpartition(".")
+        if block and part in _PARTS:
+            renamed[f"blocks.{block[1]}.{_PARTS[part]}.{kind}"] = value
+        elif block:
+            unread.append(bare)
+        elif bare in _WHOLE:
+            renamed[_WHOLE[bare]] = value
+        elif part in _WHOLE:
+            renamed[f"{_WHOLE[part]}.{kind}"] = value
     if "patch.weight" not in renamed:
         raise InitError(
             f"{path} holds no vision transformer of Hugging Face (ViTModel, "
-            f"ViTForImageClassification) or timm; it has {_some(bare)}"
+            f"ViTForImageClassification) or timm; it has {some(found)}"
         )
-    unread = [
-        name
-        for name in bare
-        if re.match(r"(blocks|layers|encoder\.layer)\.\d+\.", name)
-        and not any(re.fullmatch(pattern, name) for pattern, _ in (*_TIMM, *_HUGGING_FACE))
-    ]
     if unread:
-        raise InitError(f"{path} is no plain ViT: its blocks have {_some(unread)}")
+        raise InitError(f"{path} is no plain ViT: its blocks have {some(unread)}")
     return renamed
 
 
@@ -247,9 +241,11 @@ def _grid(
         )
         if rows * columns == num_patches:
             return rows, columns
-    side = round(num_patches**0.5)
-    if side * side != num_patches:
-        raise InitError(f"{path} has {num_patches} patch positions, which are not a square grid")
+    side = math.isqrt(num_patches)
+    if side * side != num_patches or not side:
+        raise InitError(
+            f"{path} has {num_patches + 1} positions; a class token and a square grid are read"
+        )
     return side, side
 
 
@@ -258,8 +254,3 @@ def _gelu(name: str, *, path: Path) -> str:
     if name not in forms:
         raise InitError(f"{path} has hidden_act {name!r}; the blocks have one of {sorted(forms)}")
     return forms[name]
-
-
-def _some(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

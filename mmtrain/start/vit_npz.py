@@ -12,24 +12,33 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
-from mmtrain.start.vit import InitError, Patches, Vit
+from mmtrain.start.vit import InitError, some
 
 _MAX_BYTES = 16 * 2**30  # of all arrays: ViT-G/14 has 7
 _PREFIXES = ("", "opt/target/")
 _HEADS = ("head/", "pre_logits/")
 _BLOCK = re.compile(r"Transformer/encoderblock_(\d+)/")
 
-# Ours -> theirs and its axes, inputs before ">" and outputs behind; numbers of the parts in braces
+# Ours -> theirs and its axes, a letter for a size that is the same wherever it stands; inputs
+# before ">" and outputs behind. What has no ">" keeps its axes. Part numbers are in braces.
+_WHOLE = {
+    "patch.weight": ("embedding/kernel", "YXCD"),
+    "patch.bias": ("embedding/bias", ">D"),
+    "class_token": ("cls", "11D"),
+    "positions": ("Transformer/posembed_input/pos_embedding", "1LD"),
+    "norm.weight": ("Transformer/encoder_norm/scale", ">D"),
+    "norm.bias": ("Transformer/encoder_norm/bias", ">D"),
+}
 _PARTS = {
     "norm1.weight": ("LayerNorm_{norm1}/scale", ">D"),
     "norm1.bias": ("LayerNorm_{norm1}/bias", ">D"),
@@ -54,8 +63,8 @@ _NUMBERED_IN_ORDER = {"norm1": 0, "attention": 1, "norm2": 2, "mlp": 3}
 _NUMBERED_BY_KIND = {"norm1": 0, "attention": 0, "norm2": 1, "mlp": 0}
 
 
-def read_npz(path: Path, *, only_shapes: bool = False) -> Vit:
-    """The transformer of an `.npz` file.
+def read_npz(path: Path, *, only_shapes: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of an `.npz` file by our names, and its settings by Hugging Face's.
 
     Args:
         path: of the file.
@@ -66,7 +75,18 @@ def read_npz(path: Path, *, only_shapes: bool = False) -> Vit:
             names the array at fault.
     """
     with _one_line(path), zipfile.ZipFile(path) as archive:
-        return _Reader(path, archive, only_shapes=only_shapes).vit()
+        reader = _Reader(path, archive)
+        arrays = reader.arrays()
+        found: dict[str, Tensor] = {}
+        for ours, (theirs, axes) in arrays.items():
+            shape = reader.shape(theirs)
+            value = torch.empty(shape, device="meta") if only_shapes else reader.read(theirs)
+            found[ours] = _to_torch(value, axes)
+    # The file does not hold the last two: they are flax's defaults.
+    heads = reader.shape(arrays["blocks.0.attention.query.bias"][0])[0]
+    return found, {
+        "num_attention_heads": heads, "layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh",
+    }  # fmt: skip
 
 
 @contextmanager
@@ -83,8 +103,8 @@ def _one_line(path: Path) -> Iterator[None]:
 class _Reader:
     """Arrays of one open file, by their names without a prefix."""
 
-    def __init__(self, path: Path, archive: zipfile.ZipFile, *, only_shapes: bool) -> None:
-        self._path, self._archive, self._only_shapes = path, archive, only_shapes
+    def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
+        self._path, self._archive = path, archive
         members = {m.filename.removesuffix(".npy"): m for m in archive.infolist()}
         prefix = next((p for p in _PREFIXES if f"{p}embedding/kernel" in members), "")
         self._members = {
@@ -97,94 +117,41 @@ class _Reader:
             raise InitError(f"{path} holds arrays of {size} bytes, at most {_MAX_BYTES}")
         self._shapes: dict[str, tuple[int, ...]] = {}
 
-    def vit(self) -> Vit:
-        """All shapes are checked before the first array is read."""
-        rows, columns, channels, dim = self._shape("embedding/kernel", axes=4)
-        numbers = {m[1] for m in map(_BLOCK.match, self._members) if m}
-        if not numbers:
-            raise InitError(f"{self._path} is no plain ViT: it has no Transformer/encoderblock_0")
+    def arrays(self) -> dict[str, tuple[str, str]]:
+        """Ours -> theirs and its axes, of a plain ViT: all are there, with sizes that agree."""
         in_order = "Transformer/encoderblock_0/MultiHeadDotProductAttention_1/query/kernel"
-        parts = _NUMBERED_IN_ORDER if in_order in self._members else _NUMBERED_BY_KIND
-        first = self._names(0, parts)
-        _, heads, head_dim = self._shape(first["attention.query.weight"], axes=3)
-        sizes = {"D": dim, "H": heads, "K": head_dim}
-        sizes["F"] = self._shape(first["mlp.w_in.weight"], axes=2)[1]
-        length = self._shape("Transformer/posembed_input/pos_embedding", axes=3)[1]
-        side = math.isqrt(max(0, length - 1))
-        if side**2 != length - 1 or not side:
-            raise InitError(
-                f"{self._path} has {length} positions; a class token and a square grid are read"
+        numbers = _NUMBERED_IN_ORDER if in_order in self._members else _NUMBERED_BY_KIND
+        blocks = {match[1] for match in map(_BLOCK.match, self._members) if match}
+        arrays = _WHOLE | {
+            f"blocks.{block}.{ours}": (
+                f"Transformer/encoderblock_{block}/{theirs.format(**numbers)}", axes,
             )
-        wanted = {
-            "embedding/kernel": (rows, columns, channels, dim),
-            "embedding/bias": (dim,),
-            "cls": (1, 1, dim),
-            "Transformer/posembed_input/pos_embedding": (1, length, dim),
-            "Transformer/encoder_norm/scale": (dim,),
-            "Transformer/encoder_norm/bias": (dim,),
-        }
-        for number in range(len(numbers)):
-            for ours, theirs in self._names(number, parts).items():
-                axes = _PARTS[ours][1].replace(">", "")
-                wanted[theirs] = tuple(sizes[axis] for axis in axes)
-        self._check(wanted)
-        return self._build(
-            [self._names(number, parts) for number in range(len(numbers))], side=side
-        )
+            for block in range(max(1, len(blocks)))
+            for ours, (theirs, axes) in _PARTS.items()
+        }  # fmt: skip
+        sizes = {"1": 1}
+        for theirs, axes in arrays.values():
+            letters = axes.replace(">", "")
+            shape = self.shape(theirs)
+            if len(shape) != len(letters):
+                wanted = f"{len(letters)} axes"
+            else:
+                fitting = [sizes.setdefault(*axis) for axis in zip(letters, shape, strict=True)]
+                wanted = f"is {tuple(fitting)}" if tuple(fitting) != shape else ""
+            if wanted:
+                raise InitError(f"{self._path}: {theirs} has shape {shape}, a plain ViT's {wanted}")
+        unread = self._members.keys() - {theirs for theirs, _ in arrays.values()}
+        if unread := [name for name in unread if not name.startswith(_HEADS)]:
+            raise InitError(f"{self._path} is no plain ViT: it has {some(unread)} too")
+        return arrays
 
-    def _names(self, number: int, parts: Mapping[str, int]) -> dict[str, str]:
-        """Ours -> theirs, of one block."""
-        return {
-            ours: f"Transformer/encoderblock_{number}/{theirs.format(**parts)}"
-            for ours, (theirs, _) in _PARTS.items()
-        }
-
-    def _check(self, wanted: Mapping[str, tuple[int, ...]]) -> None:
-        for name, shape in wanted.items():
-            if (found := self._shape(name, axes=len(shape))) != shape:
-                raise InitError(f"{self._path}: {name} has shape {found}, a plain ViT's is {shape}")
-        unread = [
-            name for name in self._members if name not in wanted and not name.startswith(_HEADS)
-        ]
-        if unread:
-            raise InitError(f"{self._path} is no plain ViT: it has {_some(unread)} too")
-
-    def _build(self, blocks: Iterable[Mapping[str, str]], *, side: int) -> Vit:
-        kernel_YXCD = self._read("embedding/kernel")
-        positions_SD = self._read("Transformer/posembed_input/pos_embedding")[0]
-        held = [
-            {ours: _to_torch(self._read(theirs), _PARTS[ours][1]) for ours, theirs in names.items()}
-            for names in blocks
-        ]
-        return Vit(
-            patches=Patches(
-                kernel_YXCD.permute(3, 2, 0, 1).unsqueeze(2).contiguous(),
-                self._read("embedding/bias"),
-                positions_SD[1:].unflatten(0, (1, side, side)),
-            ),
-            class_token_D=self._read("cls").flatten(),
-            class_position_D=positions_SD[0],
-            blocks=tuple(held),
-            norm={
-                "weight": self._read("Transformer/encoder_norm/scale"),
-                "bias": self._read("Transformer/encoder_norm/bias"),
-            },
-            num_heads=self._shapes[next(iter(blocks))["attention.query.bias"]][0],
-            layer_norm_eps=1e-6,  # flax's defaults, which the files do not hold
-            gelu="tanh",
-        )
-
-    def _shape(self, name: str, *, axes: int) -> tuple[int, ...]:
-        """The shape of an array by its header."""
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of an array, by its header."""
         if name not in self._members:
             raise InitError(f"{self._path} lacks {name}; it is no plain ViT, or is incomplete")
         if name not in self._shapes:
             with self._archive.open(self._members[name]) as stream:
                 self._shapes[name] = self._header(name, stream)
-        if len(self._shapes[name]) != axes:
-            raise InitError(
-                f"{self._path}: {name} has shape {self._shapes[name]}, a plain ViT's {axes} axes"
-            )
         return self._shapes[name]
 
     def _header(self, name: str, stream: IO[bytes]) -> tuple[int, ...]:
@@ -206,9 +173,8 @@ class _Reader:
             raise InitError(f"{self._path}: {name} is cut short; fetch the file again")
         return shape
 
-    def _read(self, name: str) -> Tensor:
-        if self._only_shapes:
-            return torch.empty(self._shapes[name], device="meta")
+    def read(self, name: str) -> Tensor:
+        """The values of an array, fp32."""
         with self._archive.open(self._members[name]) as stream:
             array = np.ascontiguousarray(npy.read_array(stream, allow_pickle=False))
         if array.dtype == np.dtype("V2"):  # so numpy writes bfloat16
@@ -218,12 +184,11 @@ class _Reader:
 
 def _to_torch(value: Tensor, axes: str) -> Tensor:
     """Outputs before inputs, each in one axis; what has no inputs in one axis."""
-    inputs = len(axes.partition(">")[0])
+    if axes == "YXCD":
+        return value.permute(3, 2, 0, 1).contiguous()
+    inputs, split, _ = axes.partition(">")
+    if not split:
+        return value
     if not inputs:
         return value.flatten()
-    return value.flatten(inputs).flatten(0, inputs - 1).t().contiguous()
-
-
-def _some(names: Iterable[str]) -> str:
-    first, *others = sorted(names)
-    return first + (f" and {len(others)} more" if others else "")
+    return value.flatten(len(inputs)).flatten(0, len(inputs) - 1).t().contiguous()

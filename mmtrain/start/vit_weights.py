@@ -30,7 +30,7 @@ def to_vits(model: MultiTaskModel, state: Mapping[str, Tensor]) -> dict[str, Vit
         state: weights by parameter name.
     """
     body: Any = model.config.body
-    vits = {}
+    vits: dict[str, Vit] = {}
     for net, stem in model.stems.items():
         tokens = f"stems.{net}.tokens"
         vits[net] = Vit(

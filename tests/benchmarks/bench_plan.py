@@ -29,10 +29,11 @@ from mmtrain.engines import build_engine
 from mmtrain.engines.ranks import Ranks
 from mmtrain.models.model import build_model
 from mmtrain.planning.estimate import plan_run
+from mmtrain.planning.footprint import planned_specs
 from mmtrain.planning.longest import longest_batches, zeros
 from mmtrain.recipe import Recipe, load_recipe, override
 from mmtrain.run.components import build_objective, run_optimizer
-from mmtrain.run.model import fitted, task_specs
+from mmtrain.run.model import fitted
 from mmtrain.step.passes import Passes
 from mmtrain.step.rates import step_rates
 
@@ -86,13 +87,6 @@ CASES = {
 }
 
 
-class AnyCommand:
-    """Stands for a vocabulary."""
-
-    def command_id(self, command: str) -> int:
-        return 2
-
-
 def planned_bytes(recipe: Recipe) -> int:
     memory = plan_run(recipe, data_dir=NOWHERE).layouts[0].memory
     assert memory is not None
@@ -102,7 +96,7 @@ def planned_bytes(recipe: Recipe) -> int:
 def train_steps(recipe: Recipe, *, rank: int, world_size: int) -> None:
     """Two rounds of a step of each task, as the train loop takes them."""
     ranks = Ranks(rank, world_size, torch.device("cpu"))
-    model = build_model(fitted(recipe), task_specs(recipe, AnyCommand()), seed=0)  # type: ignore[arg-type]
+    model = build_model(fitted(recipe), planned_specs(recipe), seed=0)
     passes = Passes.build(recipe, model)
     optimizer, objective = run_optimizer(recipe), build_objective(recipe, ranks)
     owners = {task: model.owners(task) for task in recipe.tasks}

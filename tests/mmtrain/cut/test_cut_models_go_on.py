@@ -12,7 +12,10 @@ from mmtrain.cut.slicing import cut
 from mmtrain.engines import EngineConfig, build_engine
 from mmtrain.engines.optim import OptimizerConfig
 from mmtrain.models.model import MultiTaskModel, build_model
-from mmtrain.start.initialize import InitError, Trained, load_start, plan_start, read_source
+from mmtrain.start.initialize import load_start, plan_start
+from mmtrain.start.source import read_source
+from mmtrain.start.trained import Trained
+from mmtrain.start.vit import InitError
 from tests.mmtrain import example_bundle, example_polyvit
 from tests.mmtrain.example_corpus import TASKS, example_vocabulary
 

@@ -19,7 +19,9 @@ from mmtrain.recipe import Recipe
 from mmtrain.report.figures import kept_by_group_figure, kept_figure, overlap_figure, to_svg
 from mmtrain.report.report import Run, report_page
 from mmtrain.run.runlog import read_kept
-from mmtrain.start.initialize import InitError, load_start, plan_recipe_start, start_model
+from mmtrain.start.entry import plan_recipe_start, start_model
+from mmtrain.start.initialize import load_start
+from mmtrain.start.vit import InitError
 from mmtrain.step.passes import Passes
 from pipelines.modalities.image import to_png
 from tests.mmtrain.example_corpus import write_split

@@ -10,10 +10,9 @@ from torch.testing import assert_close
 
 from mmtrain.layers.grid import GridConv, GridConvStep
 from mmtrain.layers.strided import GridFilters
-from mmtrain.planning.footprint import StepTracer
+from mmtrain.planning.footprint import StepTracer, planned_specs
 from mmtrain.planning.longest import LongestBatch, longest_batches
 from mmtrain.recipe import load_recipe, recipe_functions
-from mmtrain.run.model import task_specs
 
 torch.set_num_threads(1)
 
@@ -40,11 +39,6 @@ class StridedPoints(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class AnyCommand:
-    def command_id(self, command: str) -> int:
-        return 2
-
-
 @pytest.mark.parametrize(
     "call",
     [
@@ -67,8 +61,8 @@ def test_a_strided_convolution_of_kernel_1_is_found_however_it_is_called(call):
 @pytest.mark.parametrize("name", sorted(recipe_functions()))
 def test_no_model_of_a_recipe_calls_a_strided_convolution_of_kernel_1(name):
     recipe = load_recipe(name)
-    specs = task_specs(recipe, AnyCommand())  # type: ignore[arg-type]
-    tracer = StepTracer(recipe, specs)
+    specs = planned_specs(recipe)
+    tracer = StepTracer(recipe)
     task_of_nets = {(spec.input_net, spec.output_net): recipe.tasks[spec.name] for spec in specs}
     with StridedPoints() as points:
         for task in task_of_nets.values():

@@ -17,7 +17,7 @@ from mmtrain.recipe import Recipe, load_recipe, override
 from mmtrain.run.components import run_optimizer
 from mmtrain.run.corpora import open_corpora
 from mmtrain.run.model import recipe_model
-from mmtrain.start.initialize import start_model
+from mmtrain.start.entry import start_model
 from pipelines.errors import MMTrainError
 from pipelines.modalities import video
 from pipelines.modalities.audio import to_wav

@@ -5,7 +5,9 @@ import torch
 
 from mmtrain.recipe import load_recipe
 from mmtrain.run.model import recipe_model
-from mmtrain.start.initialize import InitError, freeze, plan_recipe_start
+from mmtrain.start.entry import plan_recipe_start
+from mmtrain.start.initialize import freeze
+from mmtrain.start.vit import InitError
 from pipelines.errors import UnknownNameError
 from tests.mmtrain.example_polyvit import SIDES, small_polyvit
 

@@ -15,7 +15,10 @@ from mmtrain.bundle import Card, load_bundle, save_bundle
 from mmtrain.modalities import audio_patches, image_patches, video_tubelets
 from mmtrain.models.model import MultiTaskModel, build_model
 from mmtrain.models.polyvit import vit_blocks
-from mmtrain.start.initialize import InitError, Start, Trained, load_start, plan_start, read_source
+from mmtrain.start.initialize import Start, load_start, plan_start
+from mmtrain.start.source import read_source
+from mmtrain.start.trained import Trained
+from mmtrain.start.vit import InitError
 from pipelines.modalities.label import LabelFeature
 from tests.mmtrain.example_bundle import example_bundle, example_model
 from tests.mmtrain.example_polyvit import (

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import ViTForImageClassification
 
-from mmtrain.start.initialize import InitError, read_source
+from mmtrain.start.source import read_source
+from mmtrain.start.vit import InitError
 from tests.mmtrain.example_vit import random_vit, to_timm
 
 

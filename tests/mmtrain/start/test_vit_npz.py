@@ -13,7 +13,9 @@ from transformers import ViTForImageClassification
 
 from mmtrain.modalities import image_patches
 from mmtrain.models.model import MultiTaskModel
-from mmtrain.start.initialize import InitError, load_start, plan_start, read_source
+from mmtrain.start.initialize import load_start, plan_start
+from mmtrain.start.source import read_source
+from mmtrain.start.vit import InitError
 from tests.mmtrain.example_polyvit import inputs_of, nets, small_polyvit, targets
 from tests.mmtrain.example_vit import random_vit, to_npz
 
