@@ -154,7 +154,7 @@ def meta_model(recipe: Recipe, specs: Sequence[TaskSpec]) -> tuple[MultiTaskMode
     """The recipe's model as training sees it, with masks and frozen owners, without memory."""
     with torch.device("meta"):
         model = build_model(fitted(recipe), specs, seed=recipe.seed)
-        passes = Passes.build(recipe, model)
+        passes = Passes.build(recipe.pruning, model, tasks=recipe.tasks, seed=recipe.seed)
         if recipe.balancing == "uncertainty":
             add_log_variances(model)
     frozen = frozen_owners(model, recipe.frozen)
@@ -245,11 +245,13 @@ class StepTracer:
             scales=self._passes.scales,
         )
         count: Mapping[str, Tensor] = {task: torch.ones(())}
-        for masked in self._passes.of_task(task, step=0):
-            made = micro_loss(
-                self._engine, micro, recipe, ranks, num_targets=count, rates=rates, masked=masked
-            )
-            made.share.backward()
+        for drawn in self._passes.of_task(task, step=0):
+            with self._passes.masked(drawn):
+                made = micro_loss(
+                    self._engine, micro, recipe, ranks,
+                    num_targets=count, rates=rates, masked=drawn,
+                )  # fmt: skip
+                made.share.backward()
 
     @contextmanager
     def _watched(

@@ -30,6 +30,7 @@ from tests.mmtrain.step.masked_run import (
     TASKS,
     MaskedRun,
     model_of,
+    passes_of,
     recipe_of,
 )
 
@@ -111,7 +112,7 @@ def test_a_predictor_answers_with_the_masks_of_all_subtasks(model, bundle):
 def start(recipe: Recipe, bundle: Path, **fields: object) -> Passes:
     """A fresh model of the recipe after what the train loop does before its first step."""
     recipe = recipe.model_copy(update={"init_from": str(bundle), "seed": 7, **fields})
-    passes = Passes.build(recipe, model_of(recipe))
+    passes = passes_of(recipe, model_of(recipe))
     start_model(passes.model, recipe, None, registry=None, resumes=False)
     return passes
 
