@@ -289,17 +289,17 @@ def load_card(folder: Path) -> tuple[Card, str]:
         raise BundleError(f"{path} is not a card that this version reads: {problem}") from None
     model = filled(card.model, card.tasks, is_saved=True)
     card = card.model_copy(update={"model": model})
-    needed = [WEIGHTS, VOCABULARY] if _has_text(card) else [WEIGHTS]
+    needed = [WEIGHTS, VOCABULARY] if needs_vocabulary(card.tasks) else [WEIGHTS]
     for name in needed:
         if name not in card.files:
             raise BundleError(f"{path} lists no {name}; export the model again")
     return card, hashlib.sha256(contents).hexdigest()
 
 
-def _has_text(card: Card) -> bool:
-    """Whether a task's texts need the vocabulary."""
-    features = [f for task in card.tasks.values() for f in (task.inputs, task.targets)]
-    return any(hasattr(modalities.load(feature.modality), "text_of") for feature in features)
+def needs_vocabulary(tasks: Mapping[str, BundleTask]) -> bool:
+    """Whether a task takes or gives text."""
+    features = [feature for task in tasks.values() for feature in (task.inputs, task.targets)]
+    return any(modalities.is_text(feature.modality) for feature in features)
 
 
 def find_bundle(path: Path) -> Path:

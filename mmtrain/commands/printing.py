@@ -28,7 +28,7 @@ def print_extracted(extracted: Any, *, version: Any, console: Console, as_json: 
     """An extracted model, and its version where it was registered."""
     if as_json:
         registered = {"version": f"models:/{version.name}/{version.version}"} if version else {}
-        print(json.dumps(extracted.to_dict() | registered, indent=1))
+        print(json.dumps(extracted.to_dict() | registered, indent=1, default=str))
         return
     console.print(
         f"{', '.join(extracted.tasks)}: {extracted.num_parameters:,} of "

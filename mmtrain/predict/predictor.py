@@ -203,7 +203,7 @@ class Predictor:
                 self._pruner.part(model, subset=subset), device=str(self.device), model=model
             )
             batches = part.unlabelled_batches(unlabelled or {})
-            recalibrate(model, batches, num_batches=len(batches))
+            recalibrate(model, batches)
         self._parts[subset.key] = part
         if len(self._parts) > _MAX_PARTS:
             self._parts.pop(next(iter(self._parts)))

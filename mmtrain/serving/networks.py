@@ -16,7 +16,7 @@ from mmtrain.bundle import BundleTask, find_bundle
 from mmtrain.cut.pruner import Pruner
 from mmtrain.cut.recalibrate import batch_norms
 from mmtrain.cut.subset import Subset
-from mmtrain.derive.extract import Opened, open_model
+from mmtrain.derive.opened import Opened, open_model
 from mmtrain.predict.predictor import Predictor
 from mmtrain.serving.problems import RequestError
 from pipelines.errors import MMTrainError, UnknownNameError

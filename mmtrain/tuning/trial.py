@@ -14,9 +14,8 @@ from typing import Any
 
 from mmtrain.bundle import load_bundle
 from mmtrain.checkpoint.files import folder_name
-from mmtrain.cut.pruner import Pruner
-from mmtrain.derive.comparison import latencies, task_inputs
-from mmtrain.derive.tradeoff import measure_tradeoff, read_drawn
+from mmtrain.derive.measurement import latencies, task_inputs
+from mmtrain.derive.tradeoff import Cuts, read_drawn
 from mmtrain.evaluate.evaluate import EvaluationConfig, evaluate
 from mmtrain.files import BUNDLE, CHECKPOINTS
 from mmtrain.predict.predictor import Predictor
@@ -39,7 +38,6 @@ from mmtrain.tuning.trials import RungPoint, TrialRecord, trial_folder, write_re
 from pipelines.errors import MMTrainError
 
 _BASELINE_EXAMPLES = 10_000  # that a trivial predictor is fitted on
-_LATENCY_BATCH = 1
 
 Train = Callable[[Job, Recipe], None]  # trains a job up to its `until`
 
@@ -103,18 +101,13 @@ def measure_trial(plan: TrialPlan, *, number: int, at_end: bool) -> Measured:
     score = combine_scores(scores, combine=sweep.combine, weights=sweep.weights)
     costs = sweep.objectives if at_end else ()
     measured = measure_costs(
-        predictor, bundle=bundle, data_dir=plan.data_dir, objectives=costs, limit=sweep.examples
+        predictor, data_dir=plan.data_dir, objectives=costs, limit=sweep.examples
     )
     return Measured(score, tasks, {"score": score, **measured})
 
 
 def measure_costs(
-    predictor: Predictor,
-    *,
-    bundle: Path,
-    data_dir: Path,
-    objectives: tuple[Objective, ...],
-    limit: int,
+    predictor: Predictor, *, data_dir: Path, objectives: tuple[Objective, ...], limit: int
 ) -> dict[str, float]:
     """What a model costs, by objective.
 
@@ -124,43 +117,33 @@ def measure_costs(
 
     Args:
         predictor: the model, opened.
-        bundle: its folder.
         data_dir: folder of its corpora.
         objectives: what to measure; "score" is left out, it is no cost.
         limit: examples of a task.
     """
-    found: dict[str, float] = {}
-    if "parameters" in objectives:
-        found["parameters"] = float(predictor.bundle.card.num_parameters)
-    if any(name in OF_MASKS for name in objectives):
-        points = measure_tradeoff(bundle, data_dir=data_dir, limit=limit)
-        basis = [point for point in points.values() if len(point.subtasks) == 1]
-        found["subset_score"] = statistics.mean(point.score for point in basis)
-        found["kept_flops"] = statistics.mean(point.operations for point in basis)
-    if "latency_ms" in objectives:
-        found["latency_ms"] = _latency_ms(predictor, data_dir=data_dir)
+    found: dict[str, float] = {"parameters": float(predictor.bundle.card.num_parameters)}
+    if predictor.bundle.card.pruning is None:
+        if "latency_ms" in objectives:
+            found["latency_ms"] = _latency_ms(predictor, data_dir=data_dir)
+    elif objectives:
+        cuts = Cuts(predictor, data_dir=data_dir, limit=limit)
+        basis = [(name,) for name in cuts.subtasks]
+        if any(name in OF_MASKS for name in objectives):
+            points = [cuts.point(union) for union in basis]
+            found["subset_score"] = statistics.mean(point.score for point in points)
+            found["kept_flops"] = statistics.mean(point.operations for point in points)
+        if "latency_ms" in objectives:
+            found["latency_ms"] = statistics.mean(cuts.latency_ms(union) for union in basis)
     return {name: found[name] for name in objectives if name != "score"}
 
 
 def _latency_ms(predictor: Predictor, *, data_dir: Path) -> float:
-    """Of the networks cut down to each basis subtask the mean; without masks, of the whole."""
-    inputs = {
-        task: task_inputs(
-            predictor,
-            task,
-            read_drawn(data_dir, task=task, split="validation", limit=_LATENCY_BATCH),
-        )
+    """Of a pass of one example of each task, summed over tasks."""
+    batches = [
+        task_inputs(predictor, task, read_drawn(data_dir, task=task, split="validation", limit=1))
         for task in predictor.tasks
-    }
-    if predictor.bundle.card.pruning is None:
-        return latencies({"whole": predictor.model}, list(inputs.values()))["whole"]
-    pruner = Pruner(predictor.bundle, model=predictor.model)
-    times = []
-    for name in pruner.bank.subtasks:
-        subset = pruner.subset((name,))
-        model = pruner.cut(subset).to(predictor.device).eval()
-        times.append(latencies({name: model}, [inputs[task] for task in subset.tasks])[name])
-    return statistics.mean(times)
+    ]
+    return latencies({"whole": predictor.model}, batches)["whole"]
 
 
 def tell_trial(plan: TrialPlan, record: TrialRecord, *, status: Status | None) -> None:

@@ -247,7 +247,7 @@ def data_dir(tmp_path_factory) -> Path:
 
 
 def test_tradeoff_measures_each_subtask_and_growing_unions(recipe, model, bundle, data_dir):
-    points = measure_tradeoff(bundle, data_dir=data_dir)
+    points = measure_tradeoff(Predictor.load(bundle), data_dir=data_dir)
     assert list(points) == ["ab", "c", "d", "shade", "ab + c", "ab + c + d", "all"]
     bank = masks_of(model)
     assert bank is not None
