@@ -18,18 +18,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializeAsAny,
-    ValidationError,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import mmtrain
+import pipelines
 from mmtrain.masks.attach import masked_model_with
 from mmtrain.masks.config import PruningConfig
 from mmtrain.models.fitting import filled
@@ -63,9 +58,7 @@ class BundleTask(BaseModel):
 
     @field_validator("inputs", "targets", mode="before")
     @classmethod
-    def _feature_of_its_modality(
-        cls, value: Any
-    ) -> Any:  # Any: pydantic hands on what it was given
+    def _feature_of_its_modality(cls, value: Any) -> Any:  # pydantic hands on what it was given
         if isinstance(value, dict):
             return modalities.load(value["modality"]).FEATURE(**value)
         return value
@@ -136,10 +129,18 @@ class Bundle:
     vocabulary: Vocabulary | None
     digest: str
 
+    def save(self, folder: Path) -> Path:
+        """Writes the bundle to a folder; see `save_bundle`."""
+        card = self.card
+        return save_bundle(
+            folder, model=card.model, tasks=card.tasks, state=self.state,
+            vocabulary=self.vocabulary, lineage=card.lineage, pruning=card.pruning,
+        )  # fmt: skip
+
     def build_model(self) -> MultiTaskModel:
         """The model with the bundle's weights and masks, in evaluation mode, on the CPU.
 
-        It wears none of its masks yet; see `wear_masks`.
+        Its gates have none of the masks yet; see `put_on_masks`.
         """
         specs, pruning = [task.spec for task in self.card.tasks.values()], self.card.pruning
         try:
@@ -152,15 +153,16 @@ class Bundle:
 
 def bundle_task(task: Task, *, spec: TaskSpec) -> BundleTask:
     """What a bundle keeps of a task; decoding stops at the longest target that could be built."""
-    longest = getattr(task.targets, "max_tokens", 1)  # a class is one answer
     return BundleTask(
-        spec=spec, inputs=task.inputs, targets=task.targets, max_target_length=longest
-    )
+        spec=spec, inputs=task.inputs, targets=task.targets,
+        max_target_length=getattr(task.targets, "max_tokens", 1),  # a class is one answer
+    )  # fmt: skip
 
 
 def lineage_tags(bundle: Bundle) -> dict[str, str]:
-    """Where a version comes from, as tags."""
+    """Where a registered version comes from, as its tags."""
     lineage = bundle.card.lineage
+    parent = lineage.parent
     tags = {
         "bundle_digest": bundle.digest,
         "recipe": lineage.recipe,
@@ -168,27 +170,25 @@ def lineage_tags(bundle: Bundle) -> dict[str, str]:
         "code_version": lineage.code_version,
         "step": str(lineage.step),
         "tasks": ",".join(bundle.card.tasks),
+        "training_run_id": lineage.run_id,
+        "init_from": lineage.init_from,
+        "parent_digest": parent and parent.digest,
+        "parent_tasks": parent and ",".join(parent.tasks),
+        "parent_version": parent and parent.version,
+        **lineage.facts,
+        **{f"corpus.{task}": digest for task, digest in lineage.corpora.items()},
     }
-    if lineage.run_id:
-        tags["training_run_id"] = lineage.run_id
-    if lineage.init_from:
-        tags["init_from"] = lineage.init_from
-    if lineage.parent:
-        tags["parent_digest"] = lineage.parent.digest
-        tags["parent_tasks"] = ",".join(lineage.parent.tasks)
-        if lineage.parent.version:
-            tags["parent_version"] = lineage.parent.version
-    tags |= lineage.facts
-    return tags | {f"corpus.{task}": digest for task, digest in lineage.corpora.items()}
+    return {name: value for name, value in tags.items() if value}
 
 
 @cache
 def code_version() -> str:
     """Version of the packages with a digest of their sources, e.g. "0.1.0+3fd2a90c11ab"."""
     digest = hashlib.sha256()
-    for package in (Path(__file__).parent, Path(modalities.__path__[0]).parent):
-        for path in sorted(package.rglob("*.py")):
-            digest.update(path.relative_to(package.parent).as_posix().encode())
+    for package in (mmtrain, pipelines):
+        folder = Path(package.__path__[0])
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.relative_to(folder.parent).as_posix().encode())
             digest.update(path.read_bytes())
     return f"{importlib.metadata.version('mmtrain')}+{digest.hexdigest()[:12]}"
 
@@ -240,8 +240,8 @@ def save_bundle(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)  # first: it would take what room is left
         size = sum(tensor.nbytes for tensor in state.values())
-        told = error if isinstance(error, OSError) else OSError(str(error))
-        raise BundleError(str(write_error(told, folder, needed_bytes=size))) from error
+        cause = error if isinstance(error, OSError) else OSError(str(error))
+        raise BundleError(str(write_error(cause, folder, needed_bytes=size))) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder
@@ -289,8 +289,7 @@ def load_card(folder: Path) -> tuple[Card, str]:
         raise BundleError(f"{path} is not a card that this version reads: {problem}") from None
     model = filled(card.model, card.tasks, is_saved=True)
     card = card.model_copy(update={"model": model})
-    needed = [WEIGHTS, VOCABULARY] if needs_vocabulary(card.tasks) else [WEIGHTS]
-    for name in needed:
+    for name in (WEIGHTS, VOCABULARY) if needs_vocabulary(card.tasks) else (WEIGHTS,):
         if name not in card.files:
             raise BundleError(f"{path} lists no {name}; export the model again")
     return card, hashlib.sha256(contents).hexdigest()
@@ -311,13 +310,13 @@ def find_bundle(path: Path) -> Path:
     for folder in (path, path / "bundle"):
         if (folder / CARD).is_file():
             return folder
-    found = [card.parent for card in (path / "bundles").glob(f"*/{CARD}")]
-    if not found:
+    folders = [card.parent for card in (path / "bundles").glob(f"*/{CARD}")]
+    if not folders:
         raise BundleError(
             f"no bundle at {path}, {path / 'bundle'} or in {path / 'bundles'}; "
             "give a run folder of `mmtrain train`, a bundle folder or models:/NAME@ALIAS"
         )
-    return max(found, key=lambda folder: (load_card(folder)[0].lineage.step, folder.name))
+    return max(folders, key=lambda folder: (load_card(folder)[0].lineage.step, folder.name))
 
 
 def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ imported before it is needed.
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from rich.table import Table
 def print_exported(files: Sequence[Any], *, out: Path, console: Console, as_json: bool) -> None:
     """The bundle and graphs that were written."""
     if as_json:
-        graphs = [file.to_dict() for file in files]
-        print(json.dumps({"bundle": str(out / "bundle"), "graphs": graphs}, indent=1))
+        graphs = [asdict(file) for file in files]
+        print(json.dumps({"bundle": out / "bundle", "graphs": graphs}, indent=1, default=str))
         return
     console.print(f"bundle in {out / 'bundle'}", highlight=False)
     for file in files:

@@ -6,18 +6,15 @@ folded into the weights that they multiply. Nothing in it knows that it was cut.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
-from pydantic import BaseModel
 from torch import Tensor
 
 from mmtrain import modalities
 from mmtrain.layers.units import Slice, UnitGroup
 from mmtrain.models.model import ModelConfig, MultiTaskModel, TaskSpec, head_name, model_with
 from pipelines.errors import MMTrainError, UnknownNameError
-
-Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class CutError(MMTrainError):
@@ -53,11 +50,12 @@ def cut(
     _check_units(groups, kept)
     specs = _narrowed_tasks(model, tasks=tasks, outputs=outputs)
     config = narrowed_config(model.config, groups=groups, kept=kept, tasks=specs)
-    entries = _entries(model, groups=groups, kept=kept, outputs=outputs)
-    weights = _weights(model, tasks=specs)
+    used = _used_by(model, specs)
+    weights = {name: value.detach() for name, value in model.state_dict().items() if used(name)}
     weights |= _folded(model, weights, scale=scale or {})
+    entries = _entries(model, groups=groups, kept=kept, outputs=outputs)
     small = {name: _select(value, entries.get(name, {})) for name, value in weights.items()}
-    small |= _numbers(model, groups=groups, kept=kept, tasks=specs)
+    small |= _numbers(model, groups=groups, kept=kept, used=used)
     return model_with(config, specs, small)
 
 
@@ -92,21 +90,15 @@ def narrowed_config(
     body = {name: n for name, n in body.items() if _is_of(name, inputs)}
     held = {net: settings for net, settings in config.nets.items() if net in nets}
     for net in inputs & stems.keys():
-        settings = held.get(net) or modalities.load(net).Config()
-        held[net] = _with_units(settings, {**cast(Any, settings).units, **stems[net]})
-    smaller = _with_units(config.body, body) if body else config.body
-    fields = {name: getattr(config, name) for name in ModelConfig.model_fields}
-    return ModelConfig.model_validate({**fields, "body": smaller, "nets": held})
+        settings: Any = held.get(net) or modalities.load(net).Config()
+        held[net] = settings.model_copy(update={"units": {**settings.units, **stems[net]}})
+    smaller = config.body.model_copy(update={"units": body}) if body else config.body
+    return config.model_copy(update={"body": smaller, "nets": held})
 
 
 def _is_of(group: str, nets: Iterable[str]) -> bool:
     """Whether a group of the body's config is the body's, or of an adapter of these nets."""
     return not group.startswith("adapters.") or group.split(".")[1] in nets
-
-
-def _with_units(settings: Settings, units: Mapping[str, int]) -> Settings:
-    fields = {name: getattr(settings, name) for name in type(settings).model_fields}
-    return type(settings).model_validate({**fields, "units": dict(units)})
 
 
 def _check_units(groups: Mapping[str, UnitGroup], kept: Mapping[str, Tensor]) -> None:
@@ -183,12 +175,6 @@ def _mark(stays: Tensor, held: Slice, mask: Tensor) -> None:
     stays[held.offset : end] &= mask.repeat_interleave(held.width)
 
 
-def _weights(model: MultiTaskModel, *, tasks: Iterable[TaskSpec]) -> dict[str, Tensor]:
-    """Weights and buffers that these tasks use."""
-    used = _used_by(model, tasks)
-    return {name: value.detach() for name, value in model.state_dict().items() if used(name)}
-
-
 def _used_by(model: MultiTaskModel, tasks: Iterable[TaskSpec]) -> Callable[[str], bool]:
     """Whether these tasks use the weight of a name."""
     used = {path for task in tasks for path in model.children_of(task.name)}
@@ -200,10 +186,10 @@ def _numbers(
     *,
     groups: Mapping[str, UnitGroup],
     kept: Mapping[str, Tensor],
-    tasks: Iterable[TaskSpec],
+    used: Callable[[str], bool],
 ) -> dict[str, Tensor]:
     """Of layers that remember which units they have: their numbers before the first cut."""
-    used, before = _used_by(model, tasks), model.state_dict()
+    before = model.state_dict()
     numbers = {}
     for group, mask in kept.items():
         for name in filter(used, groups[group].numbers):

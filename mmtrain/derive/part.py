@@ -6,11 +6,11 @@ model as its parent, beside the recipe that goes on training it.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from mmtrain.bundle import Bundle, Parent, save_bundle
+from mmtrain.bundle import Bundle, Parent
 from mmtrain.derive.opened import DeriveError, Opened
 from mmtrain.files import BUNDLE, CHECKPOINTS, RECIPE
 from mmtrain.recipe import Recipe
@@ -127,14 +127,8 @@ def save_part(
     lineage = whole.lineage.model_copy(
         update={**of_tasks, "parent": parent, "facts": facts or whole.lineage.facts}
     )
-    bundle = save_bundle(
-        out / BUNDLE,
-        model=part.card.model,
-        tasks=tasks,
-        state=part.state,
-        vocabulary=part.vocabulary,
-        lineage=lineage,
-    )
+    card = part.card.model_copy(update={"lineage": lineage})
+    bundle = replace(part, card=card).save(out / BUNDLE)
     path = out / RECIPE
     if recipe is None:
         path.unlink(missing_ok=True)

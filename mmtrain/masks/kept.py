@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,14 +37,6 @@ class KeptPoint:
         return {
             name: [count / size for count, size in zip(counts, sizes, strict=True)]
             for name, counts in self.kept.items()
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return {
-            "groups": dict(self.groups),
-            "kept": {name: list(counts) for name, counts in self.kept.items()},
-            "overlap": {name: list(row) for name, row in self.overlap.items()},
         }
 
 

@@ -18,7 +18,7 @@ from mmtrain.cut.examples import TaskInputs
 from mmtrain.cut.pruner import Pruner
 from mmtrain.cut.recalibrate import recalibrate
 from mmtrain.layers.encoded import Encoded
-from mmtrain.masks.attach import wear_masks
+from mmtrain.masks.attach import put_on_masks
 from mmtrain.models.model import MultiTaskModel
 from mmtrain.predict import decoding
 from mmtrain.predict.answers import Prediction, load_kind
@@ -46,7 +46,7 @@ class Predictor:
         self.tasks: Mapping[str, BundleTask] = bundle.card.tasks
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model: MultiTaskModel = (model or bundle.build_model()).to(self.device)
-        wear_masks(self.model)
+        put_on_masks(self.model)
         self._pruner: Pruner | None = None
         self._parts: dict[Hashable, Predictor] = {}
 

@@ -1,6 +1,7 @@
 """Models with masks beyond training: bundles, prediction, starting from them, trade-off, report."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -201,7 +202,7 @@ def test_shares_of_what_is_kept():
 
 def test_log_of_kept_units_is_read_again_up_to_a_line_cut_short(tmp_path):
     path = tmp_path / "kept.jsonl"
-    line = json.dumps({"step": 20, **KEPT.to_dict()})
+    line = json.dumps({"step": 20, **asdict(KEPT)})
     path.write_text(f'{line}\n{{"step": 40, "gro')
     assert read_kept(path) == {20: KEPT}
     assert read_kept(tmp_path / "none.jsonl") == {}
