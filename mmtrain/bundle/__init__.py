@@ -28,7 +28,7 @@ import pipelines
 from mmtrain.masks.attach import masked_model_with
 from mmtrain.masks.config import PruningConfig
 from mmtrain.models.fitting import filled
-from mmtrain.models.model import ModelConfig, MultiTaskModel, TaskSpec, model_with
+from mmtrain.models.model import ModelConfig, MultiTaskModel, TaskSpec
 from pipelines import modalities
 from pipelines.errors import MMTrainError, first_problem
 from pipelines.files import read_retried, replace_folder, write_error
@@ -46,10 +46,12 @@ class BundleError(MMTrainError):
     """A bundle is missing, incomplete, changed, or not one that this version reads."""
 
 
-class BundleTask(BaseModel):
-    """What predicting a task needs: the model's part and both features."""
-
+class _Stored(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BundleTask(_Stored):
+    """What predicting a task needs: the model's part and both features."""
 
     spec: TaskSpec
     inputs: SerializeAsAny[Feature]
@@ -64,20 +66,16 @@ class BundleTask(BaseModel):
         return value
 
 
-class Parent(BaseModel):
+class Parent(_Stored):
     """The larger model that a bundle was taken out of."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     digest: str = Field(description="Of its bundle.")
     version: str | None = Field(default=None, description="models:/NAME/VERSION, if registered.")
     tasks: tuple[str, ...] = Field(description="All tasks that it had.")
 
 
-class Lineage(BaseModel):
+class Lineage(_Stored):
     """Where a bundle comes from, and how long its tasks were trained."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     recipe: str = Field(description="The recipe's name.")
     recipe_digest: str
@@ -95,19 +93,15 @@ class Lineage(BaseModel):
     )
 
 
-class BundleFile(BaseModel):
+class BundleFile(_Stored):
     """A file of the bundle as it was written."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_bytes: int = Field(ge=1)
     digest: str = Field(description="SHA-256.")
 
 
-class Card(BaseModel):
+class Card(_Stored):
     """All of `bundle.json`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: Literal[1] = 1
     model: SerializeAsAny[ModelConfig]
@@ -144,8 +138,6 @@ class Bundle:
         """
         specs, pruning = [task.spec for task in self.card.tasks.values()], self.card.pruning
         try:
-            if pruning is None:
-                return model_with(self.card.model, specs, self.state)
             return masked_model_with(self.card.model, specs, self.state, pruning=pruning)
         except RuntimeError as error:
             raise BundleError(f"weights are of another model than the card's: {error}") from None
@@ -206,16 +198,13 @@ def save_bundle(
     """Writes a bundle to `folder`, in place of one that is there, whole or not at all.
 
     Args:
-        folder: where the bundle will be.
+        folder: where the bundle will be; it is returned.
         model: config that builds the model.
         tasks: tasks that the bundle predicts.
         state: full weights by parameter name, as the model's `state_dict` names them.
         vocabulary: the joint vocabulary; None when no task has text.
         lineage: where the weights come from.
         pruning: subtasks whose masks are among the weights; None: there are none.
-
-    Returns:
-        `folder`.
 
     Raises:
         BundleError: it cannot be written; nothing of it is left, and what was there stands.
@@ -322,7 +311,7 @@ def find_bundle(path: Path) -> Path:
 def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """CPU tensors that share no memory: safetensors writes each name by itself."""
     seen: set[int] = set()
-    apart = {}
+    apart: dict[str, Tensor] = {}
     for name, tensor in state.items():
         tensor = tensor.detach().cpu().contiguous()
         place = tensor.untyped_storage().data_ptr()

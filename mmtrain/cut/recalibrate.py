@@ -6,7 +6,7 @@ the same, so their order makes no difference but for rounding. In all else the m
 evaluation, and what it had before has no part in the result.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -57,7 +57,7 @@ def recalibrate(model: MultiTaskModel, batches: Sequence[TaskInputs]) -> None:
 
 
 @contextmanager
-def _cumulative(model: nn.Module, norms: Sequence[_BatchNorm]) -> Iterator[None]:
+def _cumulative(model: nn.Module, norms: Sequence[_BatchNorm]) -> Generator[None]:
     """Norms start anew and average what they see; the rest of the model evaluates."""
     modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]

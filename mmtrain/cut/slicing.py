@@ -77,7 +77,8 @@ def narrowed_config(
     tasks = list(tasks)
     nets = {net for task in tasks for net in (task.input_net, task.output_net)}
     inputs = {task.input_net for task in tasks}
-    body, stems = dict(getattr(config.body, "units", {})), {}
+    body: dict[str, int] = dict(getattr(config.body, "units", {}))
+    stems: dict[str, dict[str, int]] = {}
     for name, mask in kept.items():
         count, (part, rest) = int(mask.sum()), name.split(".", 1)
         if count == groups[name].size:
@@ -88,12 +89,12 @@ def narrowed_config(
         else:
             body[rest if part == "body" else name] = count
     body = {name: n for name, n in body.items() if _is_of(name, inputs)}
-    held = {net: settings for net, settings in config.nets.items() if net in nets}
+    left = {net: settings for net, settings in config.nets.items() if net in nets}
     for net in inputs & stems.keys():
-        settings: Any = held.get(net) or modalities.load(net).Config()
-        held[net] = settings.model_copy(update={"units": {**settings.units, **stems[net]}})
+        settings: Any = left.get(net) or modalities.load(net).Config()
+        left[net] = settings.model_copy(update={"units": {**settings.units, **stems[net]}})
     smaller = config.body.model_copy(update={"units": body}) if body else config.body
-    return config.model_copy(update={"body": smaller, "nets": held})
+    return config.model_copy(update={"body": smaller, "nets": left})
 
 
 def _is_of(group: str, nets: Iterable[str]) -> bool:
@@ -121,7 +122,7 @@ def _narrowed_tasks(
     named = list(model.tasks) if tasks is None else [model.task(name).name for name in tasks]
     if not named:
         raise CutError(f"no task is named; the model has {', '.join(model.tasks)}")
-    specs = []
+    specs: list[TaskSpec] = []
     for spec in model.tasks.values():
         if spec.name in outputs:
             _check_outputs(spec, outputs[spec.name])
@@ -158,15 +159,15 @@ def _entries(
             if key not in masks:
                 masks[key] = torch.ones(weights[held.name].shape[held.axis], dtype=torch.bool)
             _mark(masks[key], held, mask.cpu())
-    found: dict[str, dict[int, Tensor]] = {}
+    entries: dict[str, dict[int, Tensor]] = {}
     for (name, axis), mask in masks.items():
         if not mask.all():
-            found.setdefault(name, {})[axis] = mask.nonzero().squeeze(1)
+            entries.setdefault(name, {})[axis] = mask.nonzero().squeeze(1)
     for task, scores in outputs.items():
         path = f"heads.{head_name(model.tasks[task])}"
         for held in cast(Any, model.get_submodule(path)).output_slices():
-            found.setdefault(f"{path}.{held.name}", {})[held.axis] = torch.tensor(list(scores))
-    return found
+            entries.setdefault(f"{path}.{held.name}", {})[held.axis] = torch.tensor(list(scores))
+    return entries
 
 
 def _mark(stays: Tensor, held: Slice, mask: Tensor) -> None:
@@ -190,7 +191,7 @@ def _numbers(
 ) -> dict[str, Tensor]:
     """Of layers that remember which units they have: their numbers before the first cut."""
     before = model.state_dict()
-    numbers = {}
+    numbers: dict[str, Tensor] = {}
     for group, mask in kept.items():
         for name in filter(used, groups[group].numbers):
             if name in before or not mask.all():

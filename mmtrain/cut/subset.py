@@ -26,7 +26,7 @@ class Subset:
 
     subtasks: tuple[str, ...]
     tasks: tuple[str, ...]
-    classes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    classes: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     names: tuple[str, ...] = ()
 
     @property

@@ -78,8 +78,8 @@ def latencies(
         for _ in range(_REPEATS + 1):
             for name, model in models.items():
                 times[name].append(_forward_ms(model, batch))
-        for name, seen in times.items():
-            medians[name] += statistics.median(seen[1:])
+        for name, of_model in times.items():
+            medians[name] += statistics.median(of_model[1:])
     return medians
 
 

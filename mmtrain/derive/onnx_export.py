@@ -9,7 +9,7 @@ import copy
 import importlib.util
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -199,7 +199,7 @@ def example_batch(predictor: Predictor, task: str, *, num_examples: int) -> tupl
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Within, the exporter (torch.onnx, onnxscript, onnx_ir) does not warn of what it tries."""
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)

@@ -173,8 +173,8 @@ def registered_cuts(opened: Opened, *, registry: str | None) -> list["ModelVersi
     """
     from mmtrain.store.models import find_parts  # imports MLflow: seconds
 
-    found = find_parts(opened.bundle.digest, tracking_uri=opened.registry(registry))
-    return [version for version in found if "subset" in version.lineage]
+    parts = find_parts(opened.bundle.digest, tracking_uri=opened.registry(registry))
+    return [version for version in parts if "subset" in version.lineage]
 
 
 def _recipe(whole: Recipe, part: Bundle, subset: Subset) -> Recipe:

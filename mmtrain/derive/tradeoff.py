@@ -110,7 +110,7 @@ class Cuts:
         """
         part = self._pruner.part(model, subset=subset)
         predictor = Predictor(part, model=model, device=self._pruner.device)
-        shares = []
+        shares: list[float] = []
         for task in subset.tasks:
             examples = self._validation[task]
             if task in subset.classes:

@@ -10,7 +10,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -196,14 +196,14 @@ class Cluster:
 
     async def _tail(self, job_id: str, write: Callable[[str], object], *, skip: int) -> int:
         """Hands on the log beyond its first `skip` characters; how many it has now."""
-        seen = 0
+        handed_on = 0
         async for text in self._client.tail_job_logs(job_id):
-            write(text[max(0, skip - seen) :])
-            seen += len(text)
-        return max(seen, skip)
+            write(text[max(0, skip - handed_on) :])
+            handed_on += len(text)
+        return max(handed_on, skip)
 
     @contextmanager
-    def _plain_errors(self) -> Iterator[None]:
+    def _plain_errors(self) -> Generator[None]:
         try:
             yield
         except AuthenticationError as error:
@@ -243,7 +243,7 @@ def dashboard_url(address: str | None) -> str:
 
 
 @contextmanager
-def _only_address(url: str) -> Iterator[None]:
+def _only_address(url: str) -> Generator[None]:
     """Within, a client takes this address.
 
     Ray 2.60 lets its variables win over an address that is given (ray/dashboard/utils.py:

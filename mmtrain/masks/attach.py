@@ -58,18 +58,21 @@ def masked_model_with(
     tasks: Iterable[TaskSpec],
     state: Mapping[str, Tensor],
     *,
-    pruning: PruningConfig,
+    pruning: PruningConfig | None,
 ) -> MultiTaskModel:
-    """The model with these weights, buffers and masks, in evaluation mode; its gates have none yet.
+    """The model with these weights, buffers and masks, in evaluation mode; no gate has a mask yet.
+
+    Args:
+        config: of the model.
+        tasks: of the model.
+        state: by name, as the model's `state_dict` names them.
+        pruning: of the masks in `state`; None: there are none.
 
     Raises:
         RuntimeError: they are another model's.
     """
-    model = model_with(config, tasks, without_masks(state))
-    masks = {
-        name.removeprefix(_PREFIX): value
-        for name, value in state.items()
-        if name.startswith(_PREFIX)
-    }
-    add_masks(model, pruning, seed=0).load_state_dict(masks)
+    model = model_with(config, tasks, without_masks(state) if pruning else state)
+    if pruning is not None:
+        masks = {n.removeprefix(_PREFIX): v for n, v in state.items() if n.startswith(_PREFIX)}
+        add_masks(model, pruning, seed=0).load_state_dict(masks)
     return model.eval()

@@ -22,9 +22,9 @@ class KeptPoint:
         overlap: by basis subtask, kept units in common with each one over those of either (IoU).
     """
 
-    groups: Mapping[str, int] = field(default_factory=dict)
-    kept: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    overlap: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    groups: Mapping[str, int] = field(default_factory=dict[str, int])
+    kept: Mapping[str, Sequence[int]] = field(default_factory=dict[str, list[int]])
+    overlap: Mapping[str, Sequence[float]] = field(default_factory=dict[str, list[float]])
 
     def shares(self) -> dict[str, float]:
         """Share of all units that each subtask keeps."""

@@ -35,8 +35,8 @@ class Subtasks:
     def tasks(self, subtasks: Iterable[str]) -> tuple[str, ...]:
         """Tasks of a union, in the order of declaration."""
         named = set(subtasks)
-        found = (task for name in self.parts if name in named for task in self.parts[name])
-        return tuple(dict.fromkeys(found))
+        tasks = (task for name in self.parts if name in named for task in self.parts[name])
+        return tuple(dict.fromkeys(tasks))
 
     def classes(self, subtasks: Iterable[str], *, task: str) -> tuple[int, ...] | None:
         """Ids of a task's classes in a union, ascending; None: no subtask divides the task."""

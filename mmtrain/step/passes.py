@@ -6,7 +6,7 @@ model's gates (`with passes.masked(...)`) until its gradients are there: what is
 the backward pass is masked too.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Self
@@ -72,7 +72,7 @@ class Passes:
     masks: MaskBank | None
     subtasks: Subtasks
     seed: int
-    scales: Mapping[str, float] = field(default_factory=dict)
+    scales: Mapping[str, float] = field(default_factory=dict[str, float])
 
     @classmethod
     def build(
@@ -127,14 +127,14 @@ class Passes:
         return draw_unions(self.masks.config, seed=self.seed, step=step, within=within)
 
     @contextmanager
-    def masked(self, drawn: Pass) -> Iterator[None]:
+    def masked(self, drawn: Pass) -> Generator[None]:
         """Within, the model's gates have the masks of a pass; afterwards what they had before."""
         gates = drawn.masks.gates if drawn.masks else {}
         with gated(self.model, gates), still_norms(self.model, stills=drawn.keeps_statistics):
             yield
 
     @contextmanager
-    def whole(self) -> Iterator[None]:
+    def whole(self) -> Generator[None]:
         """Within, the model has the masks of all subtasks together."""
         gates = self.masks.masks(self.masks.subtasks).gates if self.masks else {}
         with gated(self.model, {path: mask.detach() for path, mask in gates.items()}):
@@ -149,7 +149,7 @@ class Passes:
 
 
 @contextmanager
-def still_norms(model: nn.Module, *, stills: bool) -> Iterator[None]:
+def still_norms(model: nn.Module, *, stills: bool) -> Generator[None]:
     """Within, batch norms leave their running statistics as they are, if `stills`."""
     norms = [norm for norm in model.modules() if stills and isinstance(norm, _BatchNorm)]
     momenta = [norm.momentum for norm in norms]
