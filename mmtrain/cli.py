@@ -5,8 +5,9 @@ Heavy imports stand inside the commands, so that help and mistakes answer at onc
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ValidationError
@@ -185,16 +186,15 @@ def extract(
 ) -> None:
     """Take out a model of some tasks; same answers, to the last bit."""
     from mmtrain.derive.extract import extract as extract_tasks
-    from mmtrain.derive.extract import extract_and_register, open_model
+    from mmtrain.derive.opened import open_model
+    from mmtrain.derive.part import derive
 
-    opened, version = open_model(model, tracking_uri=tracking), None
-    kept: dict[str, Any] = {"tasks": task or (), "inputs": modality or (), "force": force}
-    if register:
-        extracted, version = extract_and_register(
-            opened, name=register, registry=tracking, out=out, **kept
-        )
-    else:
-        extracted = extract_tasks(opened, out=out, **kept)
+    extracted, version = derive(
+        open_model(model, tracking_uri=tracking),
+        partial(extract_tasks, out=out, tasks=task or (), inputs=modality or (), force=force),
+        register=register,
+        registry=tracking,
+    )
     print_extracted(extracted, version=version, console=console, as_json=as_json)
 
 
@@ -230,7 +230,8 @@ def prune(
     """Cut a model with masks down to some subtasks, without training."""
     from mmtrain.commands.prune_table import print_cuts, print_pruned
     from mmtrain.derive import prune as pruning
-    from mmtrain.derive.extract import ExtractError, open_model
+    from mmtrain.derive.opened import DeriveError, open_model
+    from mmtrain.derive.part import derive
 
     opened = open_model(model, tracking_uri=tracking)
     if list_cuts:
@@ -238,18 +239,13 @@ def prune(
         print_cuts(cuts, console=console, as_json=as_json)
         return
     if out is None:
-        raise ExtractError("where to? give the smaller model's folder: --out DIR")
-    asked = pruning.Asked(
+        raise DeriveError("where to? give the smaller model's folder: --out DIR")
+    config = pruning.PruneConfig(
         subtasks=_names(subtasks), classes=_names(classes), budget=budget,
         recalibration_batches=recalibrate, measures=measure, limit=limit,
     )  # fmt: skip
-    where: dict[str, Any] = {"out": out, "data_dir": data, "force": force}
-    if register:
-        pruned, version = pruning.prune_and_register(
-            opened, asked, name=register, registry=tracking, **where
-        )
-    else:
-        pruned, version = pruning.prune(opened, asked, **where), None
+    make = partial(pruning.prune, config=config, out=out, data_dir=data, force=force)
+    pruned, version = derive(opened, make, register=register, registry=tracking)
     print_pruned(pruned, version=version, console=console, as_json=as_json)
 
 
@@ -296,7 +292,7 @@ def _choose_recipe(
     name: str | None, *, settings: Sequence[str], init_from: str | None, tracking: str | None
 ) -> "Recipe":
     """The recipe named, or without a name the one that goes on training `init_from`."""
-    from mmtrain.derive.extract import tuning_recipe
+    from mmtrain.derive.opened import tuning_recipe
     from mmtrain.recipe import RecipeError, load_recipe, override
 
     if name is not None:

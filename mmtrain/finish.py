@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from mmtrain.bundle import code_version, load_card
 from mmtrain.derive.tradeoff import TRADEOFF, TradeoffPoint, measure_tradeoff
 from mmtrain.evaluate import evaluate
 from mmtrain.evaluate.results import RESULTS_FILE, Results, run_results, to_metrics, write_results
+from mmtrain.predict.predictor import Predictor
 from mmtrain.recipe import Recipe
 from mmtrain.registry.register import register as register_bundle
 from mmtrain.report import figures
@@ -138,8 +139,8 @@ def _measure_tradeoff(
     """What unions of the subtasks cost and do, also as `tradeoff.json`; none without masks."""
     if recipe.pruning is None:
         return {}
-    points = measure_tradeoff(run.bundle, data_dir=data_dir)
-    shown = {name: point.to_dict() for name, point in points.items()}
+    points = measure_tradeoff(Predictor.load(run.bundle), data_dir=data_dir)
+    shown = {name: asdict(point) for name, point in points.items()}
     write_whole(run.out / TRADEOFF, json.dumps(shown, indent=1) + "\n")
     return points
 

@@ -75,7 +75,7 @@ def train_worker(job: Job, post: Post) -> None:
     corpora = open_corpora(recipe, job.data_dir)
     model = recipe_model(recipe, corpora.vocabulary)
     saved = checkpoint.agree(job.out / CHECKPOINTS, member=ranks)
-    passes = Passes.build(recipe, model)
+    passes = Passes.build(recipe.pruning, model, tasks=recipe.tasks, seed=recipe.seed)
     start_model(
         model, recipe, corpora.vocabulary, registry=job.tracking.uri, resumes=saved is not None
     )
@@ -112,13 +112,13 @@ def train_worker(job: Job, post: Post) -> None:
             optimizer, step=step, num_steps=last, tasks=tasks, owners=owners, scales=passes.scales
         )
         num_targets = objective.count_targets(micros)
-        for micro, masked in passes.each(micros):
-            micro_loss = objective.micro_loss(
-                engine, micro, num_targets=num_targets, rates=rates, masked=masked
-            )
-            series.add(micro.task, micro_loss, examples=len(micro.example_ids) * masked.part)
-            feed.learned(micro.task, micro_loss.loss.total)
-            with monitor.watching(micro.task, ordinal=feed.ordinal(micro.task, step)):
+        for micro, drawn in passes.each(micros):
+            with passes.masked(drawn), monitor.watching(micro.task, ordinal=feed.ordinal(micro)):
+                micro_loss = objective.micro_loss(
+                    engine, micro, num_targets=num_targets, rates=rates, masked=drawn
+                )
+                series.add(micro.task, micro_loss, examples=len(micro.example_ids) * drawn.part)
+                feed.learned(micro.task, micro_loss.loss.total)
                 gradients.add(micro.task, micro_loss.share)
         gradients.finish(step)
         feed.end_step(num_targets)

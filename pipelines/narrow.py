@@ -64,7 +64,7 @@ def narrow_split(manifest: Manifest, *, classes: Sequence[int], data_dir: Path) 
         folder / "shard-00000.parquet", bounds=task.bucket_bounds, row_group_rows=rows
     )
     for origin, example in _examples(manifest):
-        target = _narrowed(example.targets, task.targets, classes=classes)
+        target = narrowed_target(example.targets, task.targets, classes=classes)
         if target is not None:
             writer.write(Example(example.inputs, target), origin=origin)
     shard, counts = writer.close(), writer.counts
@@ -98,7 +98,9 @@ def _examples(manifest: Manifest) -> Iterator[tuple[str, Example]]:
                 row += count
 
 
-def _narrowed(target: np.ndarray, feature: Feature, *, classes: Sequence[int]) -> np.ndarray | None:
+def narrowed_target(
+    target: np.ndarray, feature: Feature, *, classes: Sequence[int]
+) -> np.ndarray | None:
     """The target under the new ids; None: its class is left out."""
     if isinstance(feature, MultiLabelFeature):
         return target[list(classes)]

@@ -18,22 +18,17 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    SerializeAsAny,
-    ValidationError,
-    field_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import mmtrain
+import pipelines
 from mmtrain.masks.attach import masked_model_with
 from mmtrain.masks.config import PruningConfig
 from mmtrain.models.fitting import filled
-from mmtrain.models.model import ModelConfig, MultiTaskModel, TaskSpec, model_with
+from mmtrain.models.model import ModelConfig, MultiTaskModel, TaskSpec
 from pipelines import modalities
 from pipelines.errors import MMTrainError, first_problem
 from pipelines.files import read_retried, replace_folder, write_error
@@ -51,10 +46,12 @@ class BundleError(MMTrainError):
     """A bundle is missing, incomplete, changed, or not one that this version reads."""
 
 
-class BundleTask(BaseModel):
-    """What predicting a task needs: the model's part and both features."""
-
+class _Stored(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class BundleTask(_Stored):
+    """What predicting a task needs: the model's part and both features."""
 
     spec: TaskSpec
     inputs: SerializeAsAny[Feature]
@@ -63,28 +60,22 @@ class BundleTask(BaseModel):
 
     @field_validator("inputs", "targets", mode="before")
     @classmethod
-    def _feature_of_its_modality(
-        cls, value: Any
-    ) -> Any:  # Any: pydantic hands on what it was given
+    def _feature_of_its_modality(cls, value: Any) -> Any:  # pydantic hands on what it was given
         if isinstance(value, dict):
             return modalities.load(value["modality"]).FEATURE(**value)
         return value
 
 
-class Parent(BaseModel):
+class Parent(_Stored):
     """The larger model that a bundle was taken out of."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     digest: str = Field(description="Of its bundle.")
     version: str | None = Field(default=None, description="models:/NAME/VERSION, if registered.")
     tasks: tuple[str, ...] = Field(description="All tasks that it had.")
 
 
-class Lineage(BaseModel):
+class Lineage(_Stored):
     """Where a bundle comes from, and how long its tasks were trained."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     recipe: str = Field(description="The recipe's name.")
     recipe_digest: str
@@ -102,19 +93,15 @@ class Lineage(BaseModel):
     )
 
 
-class BundleFile(BaseModel):
+class BundleFile(_Stored):
     """A file of the bundle as it was written."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_bytes: int = Field(ge=1)
     digest: str = Field(description="SHA-256.")
 
 
-class Card(BaseModel):
+class Card(_Stored):
     """All of `bundle.json`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     version: Literal[1] = 1
     model: SerializeAsAny[ModelConfig]
@@ -136,15 +123,21 @@ class Bundle:
     vocabulary: Vocabulary | None
     digest: str
 
+    def save(self, folder: Path) -> Path:
+        """Writes the bundle to a folder; see `save_bundle`."""
+        card = self.card
+        return save_bundle(
+            folder, model=card.model, tasks=card.tasks, state=self.state,
+            vocabulary=self.vocabulary, lineage=card.lineage, pruning=card.pruning,
+        )  # fmt: skip
+
     def build_model(self) -> MultiTaskModel:
         """The model with the bundle's weights and masks, in evaluation mode, on the CPU.
 
-        It wears none of its masks yet; see `wear_masks`.
+        Its gates have none of the masks yet; see `put_on_masks`.
         """
         specs, pruning = [task.spec for task in self.card.tasks.values()], self.card.pruning
         try:
-            if pruning is None:
-                return model_with(self.card.model, specs, self.state)
             return masked_model_with(self.card.model, specs, self.state, pruning=pruning)
         except RuntimeError as error:
             raise BundleError(f"weights are of another model than the card's: {error}") from None
@@ -152,15 +145,16 @@ class Bundle:
 
 def bundle_task(task: Task, *, spec: TaskSpec) -> BundleTask:
     """What a bundle keeps of a task; decoding stops at the longest target that could be built."""
-    longest = getattr(task.targets, "max_tokens", 1)  # a class is one answer
     return BundleTask(
-        spec=spec, inputs=task.inputs, targets=task.targets, max_target_length=longest
-    )
+        spec=spec, inputs=task.inputs, targets=task.targets,
+        max_target_length=getattr(task.targets, "max_tokens", 1),  # a class is one answer
+    )  # fmt: skip
 
 
 def lineage_tags(bundle: Bundle) -> dict[str, str]:
-    """Where a version comes from, as tags."""
+    """Where a registered version comes from, as its tags."""
     lineage = bundle.card.lineage
+    parent = lineage.parent
     tags = {
         "bundle_digest": bundle.digest,
         "recipe": lineage.recipe,
@@ -168,27 +162,25 @@ def lineage_tags(bundle: Bundle) -> dict[str, str]:
         "code_version": lineage.code_version,
         "step": str(lineage.step),
         "tasks": ",".join(bundle.card.tasks),
+        "training_run_id": lineage.run_id,
+        "init_from": lineage.init_from,
+        "parent_digest": parent and parent.digest,
+        "parent_tasks": parent and ",".join(parent.tasks),
+        "parent_version": parent and parent.version,
+        **lineage.facts,
+        **{f"corpus.{task}": digest for task, digest in lineage.corpora.items()},
     }
-    if lineage.run_id:
-        tags["training_run_id"] = lineage.run_id
-    if lineage.init_from:
-        tags["init_from"] = lineage.init_from
-    if lineage.parent:
-        tags["parent_digest"] = lineage.parent.digest
-        tags["parent_tasks"] = ",".join(lineage.parent.tasks)
-        if lineage.parent.version:
-            tags["parent_version"] = lineage.parent.version
-    tags |= lineage.facts
-    return tags | {f"corpus.{task}": digest for task, digest in lineage.corpora.items()}
+    return {name: value for name, value in tags.items() if value}
 
 
 @cache
 def code_version() -> str:
     """Version of the packages with a digest of their sources, e.g. "0.1.0+3fd2a90c11ab"."""
     digest = hashlib.sha256()
-    for package in (Path(__file__).parent, Path(modalities.__path__[0]).parent):
-        for path in sorted(package.rglob("*.py")):
-            digest.update(path.relative_to(package.parent).as_posix().encode())
+    for package in (mmtrain, pipelines):
+        folder = Path(package.__path__[0])
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.relative_to(folder.parent).as_posix().encode())
             digest.update(path.read_bytes())
     return f"{importlib.metadata.version('mmtrain')}+{digest.hexdigest()[:12]}"
 
@@ -206,16 +198,13 @@ def save_bundle(
     """Writes a bundle to `folder`, in place of one that is there, whole or not at all.
 
     Args:
-        folder: where the bundle will be.
+        folder: where the bundle will be; it is returned.
         model: config that builds the model.
         tasks: tasks that the bundle predicts.
         state: full weights by parameter name, as the model's `state_dict` names them.
         vocabulary: the joint vocabulary; None when no task has text.
         lineage: where the weights come from.
         pruning: subtasks whose masks are among the weights; None: there are none.
-
-    Returns:
-        `folder`.
 
     Raises:
         BundleError: it cannot be written; nothing of it is left, and what was there stands.
@@ -240,8 +229,8 @@ def save_bundle(
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)  # first: it would take what room is left
         size = sum(tensor.nbytes for tensor in state.values())
-        told = error if isinstance(error, OSError) else OSError(str(error))
-        raise BundleError(str(write_error(told, folder, needed_bytes=size))) from error
+        cause = error if isinstance(error, OSError) else OSError(str(error))
+        raise BundleError(str(write_error(cause, folder, needed_bytes=size))) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder
@@ -289,17 +278,16 @@ def load_card(folder: Path) -> tuple[Card, str]:
         raise BundleError(f"{path} is not a card that this version reads: {problem}") from None
     model = filled(card.model, card.tasks, is_saved=True)
     card = card.model_copy(update={"model": model})
-    needed = [WEIGHTS, VOCABULARY] if _has_text(card) else [WEIGHTS]
-    for name in needed:
+    for name in (WEIGHTS, VOCABULARY) if needs_vocabulary(card.tasks) else (WEIGHTS,):
         if name not in card.files:
             raise BundleError(f"{path} lists no {name}; export the model again")
     return card, hashlib.sha256(contents).hexdigest()
 
 
-def _has_text(card: Card) -> bool:
-    """Whether a task's texts need the vocabulary."""
-    features = [f for task in card.tasks.values() for f in (task.inputs, task.targets)]
-    return any(hasattr(modalities.load(feature.modality), "text_of") for feature in features)
+def needs_vocabulary(tasks: Mapping[str, BundleTask]) -> bool:
+    """Whether a task takes or gives text."""
+    features = [feature for task in tasks.values() for feature in (task.inputs, task.targets)]
+    return any(modalities.is_text(feature.modality) for feature in features)
 
 
 def find_bundle(path: Path) -> Path:
@@ -311,19 +299,19 @@ def find_bundle(path: Path) -> Path:
     for folder in (path, path / "bundle"):
         if (folder / CARD).is_file():
             return folder
-    found = [card.parent for card in (path / "bundles").glob(f"*/{CARD}")]
-    if not found:
+    folders = [card.parent for card in (path / "bundles").glob(f"*/{CARD}")]
+    if not folders:
         raise BundleError(
             f"no bundle at {path}, {path / 'bundle'} or in {path / 'bundles'}; "
             "give a run folder of `mmtrain train`, a bundle folder or models:/NAME@ALIAS"
         )
-    return max(found, key=lambda folder: (load_card(folder)[0].lineage.step, folder.name))
+    return max(folders, key=lambda folder: (load_card(folder)[0].lineage.step, folder.name))
 
 
 def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """CPU tensors that share no memory: safetensors writes each name by itself."""
     seen: set[int] = set()
-    apart = {}
+    apart: dict[str, Tensor] = {}
     for name, tensor in state.items():
         tensor = tensor.detach().cpu().contiguous()
         place = tensor.untyped_storage().data_ptr()

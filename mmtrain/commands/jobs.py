@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TextIO
@@ -53,12 +54,12 @@ def submit(
     submission = read_submission(arguments, root=root or str(Path.cwd()), commands=commands)
     cluster = Cluster(address)
     decision = cluster.submit(submission)
-    said = {
+    message = {
         "start": f"submitted {decision.id} to {cluster.address}",
         "attach": f"{decision.id} is under way on {cluster.address}; nothing new was started",
         "done": f"{decision.id} has ended well; nothing new was started. For another run: --out",
     }[decision.act]
-    errors.print(said, highlight=False, soft_wrap=True)
+    errors.print(message, highlight=False, soft_wrap=True)
     if as_json:
         print(json.dumps({"id": decision.id, "run": submission.run, "act": decision.act}))
     if follow and decision.act != "done":
@@ -72,7 +73,7 @@ def list_jobs(address: JobsAddress = None, as_json: AsJson = False) -> None:
 
     lines = Cluster(address).jobs()
     if as_json:
-        print(json.dumps([line.to_dict() for line in lines], indent=1))
+        print(json.dumps([asdict(line) for line in lines], indent=1))
         return
     if not lines:
         errors.print("no jobs yet; submit one with `mmtrain submit -- train quickstart`")
@@ -122,6 +123,8 @@ def stop(job: JobName, address: JobsAddress = None) -> None:
 
 def _follow(cluster: "Cluster", job_id: str, *, to: TextIO) -> None:
     """Shows the job's log to its end and exits as it did; Ctrl-C leaves it running."""
+    from mmtrain.jobs.client import exit_code
+
     try:
         end = cluster.follow(job_id, write=lambda text: print(text, end="", file=to, flush=True))
     except KeyboardInterrupt:
@@ -133,5 +136,5 @@ def _follow(cluster: "Cluster", job_id: str, *, to: TextIO) -> None:
         )
         raise typer.Exit(130) from None
     errors.print(f"{job_id} {end.status.lower()}", highlight=False, soft_wrap=True)
-    if end.exit_code:
-        raise typer.Exit(end.exit_code)
+    if code := exit_code(end):
+        raise typer.Exit(code)

@@ -4,6 +4,7 @@ imported before it is needed.
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from rich.table import Table
 def print_exported(files: Sequence[Any], *, out: Path, console: Console, as_json: bool) -> None:
     """The bundle and graphs that were written."""
     if as_json:
-        graphs = [file.to_dict() for file in files]
-        print(json.dumps({"bundle": str(out / "bundle"), "graphs": graphs}, indent=1))
+        graphs = [asdict(file) for file in files]
+        print(json.dumps({"bundle": out / "bundle", "graphs": graphs}, indent=1, default=str))
         return
     console.print(f"bundle in {out / 'bundle'}", highlight=False)
     for file in files:
@@ -28,7 +29,7 @@ def print_extracted(extracted: Any, *, version: Any, console: Console, as_json: 
     """An extracted model, and its version where it was registered."""
     if as_json:
         registered = {"version": f"models:/{version.name}/{version.version}"} if version else {}
-        print(json.dumps(extracted.to_dict() | registered, indent=1))
+        print(json.dumps(extracted.to_dict() | registered, indent=1, default=str))
         return
     console.print(
         f"{', '.join(extracted.tasks)}: {extracted.num_parameters:,} of "

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from mmtrain.derive.comparison import Measured
+from mmtrain.derive.comparison import ComparedNetwork
 from mmtrain.derive.prune import Pruned
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ def print_pruned(
     """Tells of a cut model: the comparison, what was settled by itself, where it is."""
     if as_json:
         registered = {"version": f"models:/{version.name}/{version.version}"} if version else {}
-        print(json.dumps(pruned.to_dict() | registered, indent=1))
+        print(json.dumps(pruned.to_dict() | registered, indent=1, default=str))
         return
     if pruned.rows:
         console.print(comparison_table(pruned.rows))
@@ -43,7 +43,7 @@ def print_pruned(
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def comparison_table(rows: Sequence[Measured]) -> Table:
+def comparison_table(rows: Sequence[ComparedNetwork]) -> Table:
     """A column for each model; shares are of the whole model."""
     whole = rows[0]
     table = Table(box=None, padding=(0, 2))
@@ -53,7 +53,7 @@ def comparison_table(rows: Sequence[Measured]) -> Table:
     for task, values in whole.scores.items():
         metric = next(iter(values))
         table.add_row(f"{task}, {metric}", *(f"{row.scores[task][metric]:.1f}" for row in rows))
-    figures: list[tuple[str, Callable[[Measured], float], str]] = [
+    figures: list[tuple[str, Callable[[ComparedNetwork], float], str]] = [
         ("parameters", lambda row: row.parameters, ",.0f"),
         ("MFLOPs an example", lambda row: row.flops / 1e6, ",.3f"),
         ("kB of weights", lambda row: row.bytes / 1e3, ",.1f"),

@@ -5,6 +5,7 @@ lowest one that will do. It never falls below the threshold that the masks were 
 units below that one took no part in what the subset learned.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 
 from mmtrain.cut.examples import TaskInputs
@@ -43,19 +44,10 @@ def threshold_for(
     trained = pruner.masks(subset)
     utilities = trained.utility.unique().tolist()  # ascending
     steps = [trained.threshold, *(value for value in utilities if value > trained.threshold)]
-    if share(steps[0]) <= budget:
-        return steps[0]
     smallest = share(steps[-1])
     if smallest > budget:
         raise BudgetError(
             f"budget {budget:g} cannot be reached for {subset}: one unit of each group alone "
             f"takes {smallest:.4f} of the whole model's operations; give at least {smallest:.4f}"
         )
-    too_low, enough = 0, len(steps) - 1
-    while enough - too_low > 1:
-        middle = (too_low + enough) // 2
-        if share(steps[middle]) <= budget:
-            enough = middle
-        else:
-            too_low = middle
-    return steps[enough]
+    return steps[bisect_left(steps, True, key=lambda step: share(step) <= budget)]

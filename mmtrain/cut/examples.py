@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from mmtrain.models.model import MultiTaskModel, Outputs
+
 
 @dataclass(frozen=True, slots=True)
 class TaskInputs:
@@ -20,3 +22,12 @@ class TaskInputs:
     inputs: Tensor
     input_lengths: Tensor
     targets: Tensor | None = None
+
+    def forward(self, model: MultiTaskModel) -> Outputs:
+        """What the model makes of the batch."""
+        return model(
+            task=self.task,
+            inputs=self.inputs,
+            input_lengths=self.input_lengths,
+            targets=self.targets,
+        )

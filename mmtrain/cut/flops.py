@@ -30,23 +30,6 @@ class Cost:
     flops: int
     bytes: int
 
-    def over(self, whole: "Cost") -> "Shares":
-        """The shares of another cost."""
-        return Shares(
-            self.parameters / whole.parameters,
-            self.flops / whole.flops,
-            self.bytes / whole.bytes,
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class Shares:
-    """A cost over another: 1.0 is the same."""
-
-    parameters: float
-    flops: float
-    bytes: float
-
 
 def count(model: MultiTaskModel, inputs: Iterable[TaskInputs]) -> Cost:
     """The cost of a model and of one forward pass of each of the inputs, in evaluation mode.
@@ -74,12 +57,7 @@ def forward_flops(model: MultiTaskModel, batch: TaskInputs) -> int:
     model.eval()
     try:
         with counting() as counter:
-            model(
-                task=batch.task,
-                inputs=batch.inputs,
-                input_lengths=batch.input_lengths,
-                targets=batch.targets,
-            )
+            batch.forward(model)
     finally:
         model.train(was_training)
     return counter.get_total_flops()

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mmtrain.bundle import Bundle, BundleTask
+from mmtrain.bundle import Bundle, needs_vocabulary
 from mmtrain.cut.slicing import cut
 from mmtrain.cut.subset import Subset, choose_subset
 from mmtrain.layers.units import put_on
@@ -74,13 +74,10 @@ class Pruner:
     def cut(self, subset: Subset, *, threshold: float | None = None) -> MultiTaskModel:
         """The smaller model: units, nets, heads and scores that the subset needs."""
         masks = self.masks(subset, threshold=threshold)
-        return cut(
-            self.model,
-            masks.kept,
-            scale=masks.scale,
-            tasks=subset.tasks,
-            outputs=subset.classes,
+        model = cut(
+            self.model, masks.kept, scale=masks.scale, tasks=subset.tasks, outputs=subset.classes
         )
+        return model.to(self.device)
 
     def uncut(self, subset: Subset, *, masks: SubtaskMasks | None = None) -> MultiTaskModel:
         """A model of the subset's tasks and scores with all units, and these masks at its gates."""
@@ -88,7 +85,7 @@ class Pruner:
         paths = {path for path, _ in model.named_modules()}
         gates = masks.gates if masks else {}
         put_on(model, {path: mask for path, mask in gates.items() if path in paths})
-        return model
+        return model.to(self.device)
 
     def whole_masks(self) -> SubtaskMasks:
         """The masks of all subtasks together, which the model has when nothing is cut."""
@@ -96,26 +93,39 @@ class Pruner:
 
     def part(self, model: MultiTaskModel, *, subset: Subset) -> Bundle:
         """A bundle, in memory alone, of a model with the subset's tasks and scores."""
-        tasks = {name: self._part_of(name, model, subset=subset) for name in subset.tasks}
-        state = model.state_dict()
-        card = self.bundle.card.model_copy(
-            update={
-                "model": model.config,
-                "tasks": tasks,
-                "pruning": None,
-                "num_parameters": sum(value.numel() for value in state.values()),
-                "files": {},
-            }
-        )
-        digest = hashlib.sha256(card.model_dump_json().encode()).hexdigest()
-        return Bundle(card, state, self.bundle.vocabulary, digest)
+        return part_of(self.bundle, model, classes=subset.classes)
 
-    def _part_of(self, task: str, model: MultiTaskModel, *, subset: Subset) -> BundleTask:
-        whole = self.bundle.card.tasks[task]
-        if task not in subset.classes:
-            return whole.model_copy(update={"spec": model.task(task)})
-        targets = narrowed_feature(whole.targets, classes=subset.classes[task])
-        return whole.model_copy(update={"spec": model.task(task), "targets": targets})
+
+def part_of(
+    bundle: Bundle, model: MultiTaskModel, *, classes: Mapping[str, Sequence[int]] | None = None
+) -> Bundle:
+    """A bundle, in memory alone, of a smaller model that was cut out of a bundle's.
+
+    Args:
+        bundle: of the whole model.
+        model: with some of its tasks.
+        classes: by task, ids of the classes that its scores are left for; of others all are.
+    """
+    tasks = {
+        name: bundle.card.tasks[name].model_copy(update={"spec": spec})
+        for name, spec in model.tasks.items()
+    }
+    for name, ids in (classes or {}).items():
+        targets = narrowed_feature(tasks[name].targets, classes=ids)
+        tasks[name] = tasks[name].model_copy(update={"targets": targets})
+    state = model.state_dict()
+    card = bundle.card.model_copy(
+        update={
+            "model": model.config,
+            "tasks": tasks,
+            "pruning": None,
+            "num_parameters": sum(value.numel() for value in state.values()),
+            "files": {},
+        }
+    )
+    vocabulary = bundle.vocabulary if needs_vocabulary(tasks) else None
+    digest = hashlib.sha256(card.model_dump_json().encode()).hexdigest()
+    return Bundle(card, state, vocabulary, digest)
 
 
 def mask_digest(kept: Mapping[str, Tensor]) -> str:

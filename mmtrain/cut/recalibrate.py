@@ -6,12 +6,11 @@ the same, so their order makes no difference but for rounding. In all else the m
 evaluation, and what it had before has no part in the result.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from itertools import chain, islice
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from mmtrain.cut.examples import TaskInputs
@@ -33,43 +32,32 @@ def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
 
 
 @torch.no_grad()
-def recalibrate(model: MultiTaskModel, batches: Iterable[TaskInputs], *, num_batches: int) -> int:
-    """Replaces the statistics of all batch norms, in place; the model may stand within `gated`.
+def recalibrate(model: MultiTaskModel, batches: Sequence[TaskInputs]) -> None:
+    """Replaces the statistics of all batch norms, in place; a model without any stays as it is.
 
         mean = 1/n sum_i mean_i;    var = 1/n sum_i var_i       over n batches
 
     Args:
-        model: left in the mode that it was in.
-        batches: of at least two positions each; no more are taken than needed.
-        num_batches: n.
-
-    Returns:
-        Batches taken: `num_batches`, or all there are if fewer; 0 for a model without batch norms,
-        which takes none.
+        model: left in the mode that it was in; it may stand within `gated`.
+        batches: of at least two positions each.
 
     Raises:
-        RecalibrationError: no batch came; the statistics are as they were.
+        RecalibrationError: there is no batch; the statistics are as they were.
     """
     norms = batch_norms(model)
-    if not norms:
-        return 0
-    coming = islice(batches, num_batches)
-    first = next(coming, None)
-    if first is None:
+    if norms and not batches:
         raise RecalibrationError(
             f"no data to recalibrate {len(norms)} batch norms on; "
             "build the corpora of the subset's tasks, or leave recalibration out"
         )
-    taken = 0
-    with _cumulative(model, tuple(norms.values())):
-        for batch in chain([first], coming):
-            model.encode(batch.task, inputs=batch.inputs, input_lengths=batch.input_lengths)
-            taken += 1
-    return taken
+    if norms:
+        with _cumulative(model, tuple(norms.values())):
+            for batch in batches:
+                model.encode(batch.task, inputs=batch.inputs, input_lengths=batch.input_lengths)
 
 
 @contextmanager
-def _cumulative(model: nn.Module, norms: Sequence[_BatchNorm]) -> Iterator[None]:
+def _cumulative(model: nn.Module, norms: Sequence[_BatchNorm]) -> Generator[None]:
     """Norms start anew and average what they see; the rest of the model evaluates."""
     modes = {module: module.training for module in model.modules()}
     momenta = [norm.momentum for norm in norms]
@@ -85,39 +73,3 @@ def _cumulative(model: nn.Module, norms: Sequence[_BatchNorm]) -> Iterator[None]
             norm.momentum = momentum
         for module, training in modes.items():
             module.training = training
-
-
-class Recalibrator:
-    """Recalibrates each subset once, and remembers its statistics.
-
-    Args:
-        read: batches for the tasks of a model; called when a subset is new.
-        num_batches: batches that statistics are taken of.
-    """
-
-    def __init__(
-        self, read: Callable[[MultiTaskModel], Iterable[TaskInputs]], *, num_batches: int
-    ) -> None:
-        self._read, self._num_batches = read, num_batches
-        self._known: dict[Hashable, dict[str, dict[str, Tensor]]] = {}
-
-    def apply(self, model: MultiTaskModel, *, subset: Hashable) -> None:
-        """Gives a model the statistics of a subset.
-
-        Args:
-            model: cut to the subset; changed in place.
-            subset: what the model was cut to: whatever differs when its units do.
-
-        Raises:
-            RecalibrationError: the subset is new, and there is no data for it.
-        """
-        norms = batch_norms(model)
-        if subset in self._known:
-            for path, statistics in self._known[subset].items():
-                norms[path].load_state_dict(statistics, strict=False)
-            return
-        recalibrate(model, self._read(model), num_batches=self._num_batches)
-        self._known[subset] = {
-            path: {name: value.clone() for name, value in norm.named_buffers()}
-            for path, norm in norms.items()
-        }

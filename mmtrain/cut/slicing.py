@@ -6,18 +6,15 @@ folded into the weights that they multiply. Nothing in it knows that it was cut.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
-from pydantic import BaseModel
 from torch import Tensor
 
 from mmtrain import modalities
 from mmtrain.layers.units import Slice, UnitGroup
 from mmtrain.models.model import ModelConfig, MultiTaskModel, TaskSpec, head_name, model_with
 from pipelines.errors import MMTrainError, UnknownNameError
-
-Settings = TypeVar("Settings", bound=BaseModel)
 
 
 class CutError(MMTrainError):
@@ -53,11 +50,12 @@ def cut(
     _check_units(groups, kept)
     specs = _narrowed_tasks(model, tasks=tasks, outputs=outputs)
     config = narrowed_config(model.config, groups=groups, kept=kept, tasks=specs)
-    entries = _entries(model, groups=groups, kept=kept, outputs=outputs)
-    weights = _weights(model, tasks=specs)
+    used = _used_by(model, specs)
+    weights = {name: value.detach() for name, value in model.state_dict().items() if used(name)}
     weights |= _folded(model, weights, scale=scale or {})
+    entries = _entries(model, groups=groups, kept=kept, outputs=outputs)
     small = {name: _select(value, entries.get(name, {})) for name, value in weights.items()}
-    small |= _numbers(model, groups=groups, kept=kept, tasks=specs)
+    small |= _numbers(model, groups=groups, kept=kept, used=used)
     return model_with(config, specs, small)
 
 
@@ -79,7 +77,8 @@ def narrowed_config(
     tasks = list(tasks)
     nets = {net for task in tasks for net in (task.input_net, task.output_net)}
     inputs = {task.input_net for task in tasks}
-    body, stems = dict(getattr(config.body, "units", {})), {}
+    body: dict[str, int] = dict(getattr(config.body, "units", {}))
+    stems: dict[str, dict[str, int]] = {}
     for name, mask in kept.items():
         count, (part, rest) = int(mask.sum()), name.split(".", 1)
         if count == groups[name].size:
@@ -90,23 +89,17 @@ def narrowed_config(
         else:
             body[rest if part == "body" else name] = count
     body = {name: n for name, n in body.items() if _is_of(name, inputs)}
-    held = {net: settings for net, settings in config.nets.items() if net in nets}
+    left = {net: settings for net, settings in config.nets.items() if net in nets}
     for net in inputs & stems.keys():
-        settings = held.get(net) or modalities.load(net).Config()
-        held[net] = _with_units(settings, {**cast(Any, settings).units, **stems[net]})
-    smaller = _with_units(config.body, body) if body else config.body
-    fields = {name: getattr(config, name) for name in ModelConfig.model_fields}
-    return ModelConfig.model_validate({**fields, "body": smaller, "nets": held})
+        settings: Any = left.get(net) or modalities.load(net).Config()
+        left[net] = settings.model_copy(update={"units": {**settings.units, **stems[net]}})
+    smaller = config.body.model_copy(update={"units": body}) if body else config.body
+    return config.model_copy(update={"body": smaller, "nets": left})
 
 
 def _is_of(group: str, nets: Iterable[str]) -> bool:
     """Whether a group of the body's config is the body's, or of an adapter of these nets."""
     return not group.startswith("adapters.") or group.split(".")[1] in nets
-
-
-def _with_units(settings: Settings, units: Mapping[str, int]) -> Settings:
-    fields = {name: getattr(settings, name) for name in type(settings).model_fields}
-    return type(settings).model_validate({**fields, "units": dict(units)})
 
 
 def _check_units(groups: Mapping[str, UnitGroup], kept: Mapping[str, Tensor]) -> None:
@@ -129,7 +122,7 @@ def _narrowed_tasks(
     named = list(model.tasks) if tasks is None else [model.task(name).name for name in tasks]
     if not named:
         raise CutError(f"no task is named; the model has {', '.join(model.tasks)}")
-    specs = []
+    specs: list[TaskSpec] = []
     for spec in model.tasks.values():
         if spec.name in outputs:
             _check_outputs(spec, outputs[spec.name])
@@ -166,27 +159,21 @@ def _entries(
             if key not in masks:
                 masks[key] = torch.ones(weights[held.name].shape[held.axis], dtype=torch.bool)
             _mark(masks[key], held, mask.cpu())
-    found: dict[str, dict[int, Tensor]] = {}
+    entries: dict[str, dict[int, Tensor]] = {}
     for (name, axis), mask in masks.items():
         if not mask.all():
-            found.setdefault(name, {})[axis] = mask.nonzero().squeeze(1)
+            entries.setdefault(name, {})[axis] = mask.nonzero().squeeze(1)
     for task, scores in outputs.items():
         path = f"heads.{head_name(model.tasks[task])}"
         for held in cast(Any, model.get_submodule(path)).output_slices():
-            found.setdefault(f"{path}.{held.name}", {})[held.axis] = torch.tensor(list(scores))
-    return found
+            entries.setdefault(f"{path}.{held.name}", {})[held.axis] = torch.tensor(list(scores))
+    return entries
 
 
 def _mark(stays: Tensor, held: Slice, mask: Tensor) -> None:
     """Writes a group's mask where its units lie on the axis of a tensor."""
     end = held.offset + held.width * len(mask)
     stays[held.offset : end] &= mask.repeat_interleave(held.width)
-
-
-def _weights(model: MultiTaskModel, *, tasks: Iterable[TaskSpec]) -> dict[str, Tensor]:
-    """Weights and buffers that these tasks use."""
-    used = _used_by(model, tasks)
-    return {name: value.detach() for name, value in model.state_dict().items() if used(name)}
 
 
 def _used_by(model: MultiTaskModel, tasks: Iterable[TaskSpec]) -> Callable[[str], bool]:
@@ -200,11 +187,11 @@ def _numbers(
     *,
     groups: Mapping[str, UnitGroup],
     kept: Mapping[str, Tensor],
-    tasks: Iterable[TaskSpec],
+    used: Callable[[str], bool],
 ) -> dict[str, Tensor]:
     """Of layers that remember which units they have: their numbers before the first cut."""
-    used, before = _used_by(model, tasks), model.state_dict()
-    numbers = {}
+    before = model.state_dict()
+    numbers: dict[str, Tensor] = {}
     for group, mask in kept.items():
         for name in filter(used, groups[group].numbers):
             if name in before or not mask.all():

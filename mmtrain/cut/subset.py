@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from mmtrain.masks.subtasks import Subtasks
+from mmtrain.masks.subtasks import Subtasks, class_id, class_names
 from pipelines.errors import MMTrainError, UnknownNameError
 from pipelines.modalities import Feature
 
@@ -26,7 +26,7 @@ class Subset:
 
     subtasks: tuple[str, ...]
     tasks: tuple[str, ...]
-    classes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    classes: Mapping[str, tuple[int, ...]] = field(default_factory=dict[str, tuple[int, ...]])
     names: tuple[str, ...] = ()
 
     @property
@@ -42,8 +42,8 @@ class Subset:
         return re.sub(r"[^A-Za-z0-9_-]", "-", "-".join(parts))
 
     def __str__(self) -> str:
-        said = ", ".join(self.subtasks)
-        return f"{said} (classes {', '.join(self.names)})" if self.names else said
+        subtasks = ", ".join(self.subtasks)
+        return f"{subtasks} (classes {', '.join(self.names)})" if self.names else subtasks
 
 
 def choose_subset(
@@ -73,37 +73,23 @@ def choose_subset(
         raise SubsetError(
             f"the subset is empty; name subtasks of {', '.join(subtasks.parts)} (--subtasks a,b)"
         )
-    asked = [_find_class(subtasks, targets=targets, text=text) for text in classes]
-    members = tuple(names) or tuple(_subtask_with(subtasks, *found) for found in asked)
+    wanted = [_find_class(subtasks, targets=targets, text=text) for text in classes]
+    members = tuple(names) or tuple(_subtask_with(subtasks, *found) for found in wanted)
     chosen = tuple(name for name in subtasks.parts if name in members)  # in the model's order
-    return _subset(subtasks, chosen, asked=asked, targets=targets)
-
-
-def _subset(
-    subtasks: Subtasks,
-    chosen: tuple[str, ...],
-    *,
-    asked: Sequence[tuple[str, int]],
-    targets: Mapping[str, Feature],
-) -> Subset:
     tasks = subtasks.tasks(chosen)
-    there = {task: subtasks.classes(chosen, task=task) for task in tasks}
-    own = {task: ids for task, ids in there.items() if ids is not None}
-    if not asked:
-        return Subset(chosen, tasks, own)
-    for task, number in asked:
+    of_tasks = {task: subtasks.classes(chosen, task=task) for task in tasks}
+    own = {task: ids for task, ids in of_tasks.items() if ids is not None}
+    for task, number in wanted:
         if number not in own.get(task, ()):
-            shown = _class_names(targets[task])[number]
             raise SubsetError(
-                f"class {shown!r} of {task} is in none of {', '.join(chosen)}; it is in "
-                f"{_subtask_with(subtasks, task, number)}"
+                f"class {class_names(targets[task])[number]!r} of {task} is in none of "
+                f"{', '.join(chosen)}; it is in {_subtask_with(subtasks, task, number)}"
             )
-    left = {task: tuple(sorted({n for t, n in asked if t == task})) for task in own}
-    left = {task: left[task] or own[task] for task in own}
+    left = {task: tuple(sorted({n for t, n in wanted if t == task})) or own[task] for task in own}
     if left == own:
         return Subset(chosen, tasks, own)
-    names = tuple(_class_names(targets[task])[n] for task, ids in left.items() for n in ids)
-    return Subset(chosen, tasks, left, names)
+    shown = tuple(class_names(targets[task])[n] for task, ids in left.items() for n in ids)
+    return Subset(chosen, tasks, left, shown)
 
 
 def _find_class(
@@ -126,12 +112,7 @@ def _find_class(
             f"classes can be chosen of {', '.join(divided)}"
         )
     task = task or first
-    known = _class_names(targets[task])
-    if name in known:
-        return task, known.index(name)
-    if name.isdecimal() and int(name) < len(known):
-        return task, int(name)
-    raise UnknownNameError(f"class of task {task}", name, known)
+    return task, class_id(name, task=task, names=class_names(targets[task]))
 
 
 def _subtask_with(subtasks: Subtasks, task: str, number: int) -> str:
@@ -140,8 +121,3 @@ def _subtask_with(subtasks: Subtasks, task: str, number: int) -> str:
         if task in parts and ((ids := parts[task]) is None or number in ids):
             return name
     raise SubsetError(f"class {number} of {task} is in no subtask, so no masks keep it")
-
-
-def _class_names(feature: Feature) -> tuple[str, ...]:
-    names: tuple[str, ...] = feature.classes  # type: ignore[attr-defined]  # its kind has them
-    return names

@@ -9,7 +9,7 @@ import copy
 import importlib.util
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmtrain.bundle import BundleTask, save_bundle
+from mmtrain.bundle import BundleTask
+from mmtrain.cut.examples import TaskInputs
 from mmtrain.files import BUNDLE
 from mmtrain.layers.dense_moe import with_dense_experts
 from mmtrain.models.model import MultiTaskModel
 from mmtrain.predict.predictor import Predictor
-from mmtrain.process.logs import hush
 from mmtrain.store.pyfunc_example import example_value
 from pipelines import modalities
 from pipelines.errors import MMTrainError
@@ -50,15 +50,6 @@ class OnnxFile:
     num_bytes: int
     difference: float
 
-    def to_dict(self) -> dict[str, object]:
-        """As JSON holds it."""
-        return {
-            "task": self.task,
-            "path": str(self.path),
-            "num_bytes": self.num_bytes,
-            "difference": self.difference,
-        }
-
 
 class TaskGraph(nn.Module):
     """One task of a model as a function of arrays alone."""
@@ -68,10 +59,7 @@ class TaskGraph(nn.Module):
         self.model, self.task = model, task
 
     def forward(self, inputs: Tensor, input_lengths: Tensor) -> Tensor:
-        outputs = self.model(
-            task=self.task, inputs=inputs, input_lengths=input_lengths, targets=None
-        )
-        return outputs.logits
+        return TaskInputs(self.task, inputs, input_lengths).forward(self.model).logits
 
 
 def export_model(
@@ -97,16 +85,7 @@ def export_model(
     """
     predictor = Predictor.load(uri, device="cpu", tracking_uri=tracking_uri)
     files = export_onnx(predictor, out=out, tasks=tasks) if graphs else ()
-    bundle = predictor.bundle
-    save_bundle(
-        out / BUNDLE,
-        model=bundle.card.model,
-        tasks=bundle.card.tasks,
-        state=bundle.state,
-        vocabulary=bundle.vocabulary,
-        lineage=bundle.card.lineage,
-        pruning=bundle.card.pruning,
-    )
+    predictor.bundle.save(out / BUNDLE)
     return files
 
 
@@ -129,19 +108,20 @@ def export_onnx(
     if missing:
         raise OnnxError(f"ONNX needs {', '.join(missing)}; pip install {' '.join(missing)}")
     fixed = [name for name, task in predictor.tasks.items() if task.spec.num_outputs is not None]
+    decoding = [name for name in predictor.tasks if name not in fixed]
+    if not fixed:
+        raise OnnxError(
+            f"all tasks decode token after token ({', '.join(decoding)}), which is no graph; "
+            "export a bundle without --onnx"
+        )
     for name in tasks:
         if predictor.task(name).spec.num_outputs is None:
             raise OnnxError(
                 f"task {name} decodes token after token, which is no graph; "
-                f"tasks that can be written: {', '.join(fixed) or 'none'}"
+                f"tasks that can be written: {', '.join(fixed)}"
             )
-    if not fixed:
-        raise OnnxError(
-            f"all tasks decode token after token ({', '.join(predictor.tasks)}), which is no "
-            "graph; export a bundle without --onnx"
-        )
-    for name in predictor.tasks.keys() - {*fixed, *tasks} if not tasks else ():
-        logger.warning("task %s decodes token after token, and is left out", name)
+    if decoding and not tasks:
+        logger.warning("left out, for they decode token after token: %s", ", ".join(decoding))
     out.mkdir(parents=True, exist_ok=True)
     return tuple(_write(predictor, name, out=out) for name in tasks or fixed)
 
@@ -219,9 +199,13 @@ def example_batch(predictor: Predictor, task: str, *, num_examples: int) -> tupl
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's own lines on what it tries."""
-    hush("torch.onnx", "onnxscript", "onnx_ir")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+def _quiet() -> Generator[None]:
+    """Within, the exporter (torch.onnx, onnxscript, onnx_ir) does not warn of what it tries."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -8,10 +8,11 @@ import numpy as np
 
 from mmtrain.cut.examples import TaskInputs
 from mmtrain.cut.subset import Subset
+from mmtrain.derive.measurement import task_inputs
 from mmtrain.evaluate.evaluate import as_trained
 from mmtrain.predict.predictor import Predictor
 from pipelines.narrow import narrow_split
-from pipelines.shards import Example, Manifest, ShardReader, open_manifest, shard_folder
+from pipelines.shards import Manifest, ShardReader, open_manifest, shard_folder
 from pipelines.task import Split
 
 _RECALIBRATION_ROWS = 64  # examples of a batch
@@ -28,15 +29,11 @@ class SubsetCorpora:
 
     def __init__(self, whole: Predictor, *, subset: Subset, data_dir: Path) -> None:
         self._whole, self._subset, self._data_dir = whole, subset, data_dir
-
-    @property
-    def narrowed(self) -> tuple[str, ...]:
-        """Tasks of which the subset leaves some classes out."""
-        return tuple(
-            task
-            for task, ids in self._subset.classes.items()
-            if len(ids) < (self._whole.task(task).spec.num_outputs or 0)
-        )
+        self._narrowed = {
+            task: ids
+            for task, ids in subset.classes.items()
+            if len(ids) < (whole.task(task).spec.num_outputs or 0)
+        }
 
     def split(self, task: str, *, split: Split) -> Manifest:
         """A split of a task, with all of its classes.
@@ -47,14 +44,25 @@ class SubsetCorpora:
         manifest = open_manifest(shard_folder(self._data_dir, task=task, split=split))
         return as_trained(self._whole, manifest)
 
-    def first(self, *, num_examples: int) -> dict[str, list[Example]]:
-        """The first examples of each task's test split."""
-        found = {}
-        for task in self._subset.tasks:
-            manifest = self.split(task, split="test")
-            rows = np.arange(min(num_examples, manifest.num_examples))
-            found[task] = ShardReader([manifest]).read(task, rows=rows)
-        return found
+    def first(self) -> list[TaskInputs]:
+        """The first example of each task's test split."""
+        manifests = {task: self.split(task, split="test") for task in self._subset.tasks}
+        return [
+            task_inputs(
+                self._whole, task, ShardReader([manifest]).read(task, rows=np.arange(1))
+            )
+            for task, manifest in manifests.items()
+        ]  # fmt: skip
+
+    def test(self, data_dir: Path) -> dict[str, Manifest]:
+        """Each task's test split in a data folder, read as the whole model reads it."""
+        folders = {
+            task: shard_folder(data_dir, task=task, split="test") for task in self._subset.tasks
+        }
+        return {
+            task: open_manifest(folder).with_inputs(self._whole.task(task).inputs)
+            for task, folder in folders.items()
+        }
 
     def unlabelled(self, *, num_batches: int) -> list[TaskInputs]:
         """Batches of training inputs, shared evenly over tasks: rows drawn by a fixed seed, of all
@@ -63,10 +71,13 @@ class SubsetCorpora:
         tasks = self._subset.tasks
         turns = Counter(tasks[number % len(tasks)] for number in range(num_batches))
         batches: list[TaskInputs] = []
-        for task, count in turns.items():
-            feature = self._whole.task(task).inputs
-            for examples in self._drawn(task, num_batches=count):
-                arrays = [example.inputs for example in examples]
+        for task, turn in turns.items():
+            manifest = self.split(task, split="train")
+            feature, reader = self._whole.task(task).inputs, ShardReader([manifest])
+            size = min(manifest.num_examples, turn * _RECALIBRATION_ROWS)
+            rows = np.random.default_rng(0).choice(manifest.num_examples, size=size, replace=False)
+            for part in np.array_split(rows, -(-size // _RECALIBRATION_ROWS)):
+                arrays = [example.inputs for example in reader.read(task, rows=np.sort(part))]
                 batches.append(TaskInputs(task, *self._whole.to_batch(feature, arrays)))
         return batches
 
@@ -83,24 +94,16 @@ class SubsetCorpora:
             CorpusError: a split is not built, or has no example of the classes.
         """
         shutil.rmtree(out, ignore_errors=True)
-        if not self.narrowed:
+        if not self._narrowed:
             return None
         for task in self._subset.tasks:
             for split in self.split(task, split="train").task.source.splits:
                 manifest = self.split(task, split=split)
-                if task in self.narrowed:
-                    narrow_split(manifest, classes=self._subset.classes[task], data_dir=out)
+                if task in self._narrowed:
+                    narrow_split(manifest, classes=self._narrowed[task], data_dir=out)
                 else:
                     copy = shard_folder(out, task=task, split=split)
                     shutil.copytree(manifest.folder, copy)
         if (vocabularies := self._data_dir / "vocabularies").is_dir():
             shutil.copytree(vocabularies, out / vocabularies.name)
         return out
-
-    def _drawn(self, task: str, *, num_batches: int) -> list[list[Example]]:
-        manifest = self.split(task, split="train")
-        count = min(manifest.num_examples, num_batches * _RECALIBRATION_ROWS)
-        rows = np.random.default_rng(0).choice(manifest.num_examples, size=count, replace=False)
-        reader = ShardReader([manifest])
-        parts = np.array_split(rows, -(-count // _RECALIBRATION_ROWS))
-        return [reader.read(task, rows=np.sort(part)) for part in parts]

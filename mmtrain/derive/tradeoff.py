@@ -5,23 +5,20 @@ A look at the end of a run, on part of the validation split: the share of target
 tokens before each one given. `mmtrain prune` measures one network in full.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from mmtrain import losses
-from mmtrain.bundle import load_bundle
-from mmtrain.cut.examples import TaskInputs
 from mmtrain.cut.pruner import Pruner
 from mmtrain.cut.recalibrate import recalibrate
 from mmtrain.cut.subset import Subset
-from mmtrain.derive.comparison import cost_of, task_inputs
+from mmtrain.derive.measurement import cost_of, hit_share, latencies, task_inputs
 from mmtrain.models.model import MultiTaskModel
 from mmtrain.predict.predictor import Predictor
+from pipelines.modalities import Feature
+from pipelines.narrow import narrowed_target
 from pipelines.shards import Example, ShardReader, open_manifest, shard_folder
 from pipelines.task import Split
 
@@ -49,18 +46,87 @@ class TradeoffPoint:
     score: float
     whole_score: float
 
-    def to_dict(self) -> dict[str, object]:
-        """As JSON holds it."""
-        return asdict(self)
+
+class Cuts:
+    """Networks cut out of a model with masks, each measured on the same drawn examples.
+
+    Args:
+        predictor: the model.
+        data_dir: folder of its corpora.
+        limit: examples of a task.
+
+    Raises:
+        NoMasksError: the model was trained without masks.
+        CorpusError: a corpus is not built.
+    """
+
+    def __init__(self, predictor: Predictor, *, data_dir: Path, limit: int = LIMIT) -> None:
+        self._whole = predictor
+        self._pruner = Pruner(predictor.bundle, model=predictor.model)
+        self._train, self._validation = (
+            {
+                task: read_drawn(data_dir, task=task, split=split, limit=limit)
+                for task in predictor.tasks
+            }
+            for split in ("train", "validation")
+        )
+
+    @property
+    def subtasks(self) -> tuple[str, ...]:
+        """The model's basis subtasks."""
+        return self._pruner.bank.subtasks
+
+    def point(self, union: Sequence[str]) -> TradeoffPoint:
+        """The network of a union, recalibrated, beside the whole one."""
+        subset = self._pruner.subset(union)
+        small = self._pruner.cut(subset)
+        starts = range(0, _NUM_RECALIBRATION * _BATCH, _BATCH)
+        batches = [
+            task_inputs(self._whole, task, examples)
+            for start in starts
+            for task in subset.tasks
+            if (examples := self._train[task][start : start + _BATCH])
+        ]
+        recalibrate(small, batches)
+        costs = [task_inputs(self._whole, task, self._train[task][:1]) for task in subset.tasks]
+        whole = self._pruner.uncut(subset, masks=self._pruner.whole_masks())
+        return TradeoffPoint(
+            subset.subtasks,
+            units=self._pruner.masks(subset).kept_share(),
+            operations=cost_of(small, costs).flops / cost_of(self._whole.model, costs).flops,
+            score=self._score(small, subset),
+            whole_score=self._score(whole, subset),
+        )
+
+    def latency_ms(self, union: Sequence[str]) -> float:
+        """Median time of a pass of one example of each task, summed over tasks."""
+        subset = self._pruner.subset(union)
+        batches = [task_inputs(self._whole, t, self._validation[t][:1]) for t in subset.tasks]
+        return latencies({"cut": self._pruner.cut(subset)}, batches)["cut"]
+
+    def _score(self, model: MultiTaskModel, subset: Subset) -> float:
+        """Share of targets that a network of the subset's scores hits, mean over tasks that have
+        such a share, on the examples that have one of the subset's classes.
+        """
+        part = self._pruner.part(model, subset=subset)
+        predictor = Predictor(part, model=model, device=self._pruner.device)
+        shares: list[float] = []
+        for task in subset.tasks:
+            examples = self._validation[task]
+            if task in subset.classes:
+                feature = self._whole.task(task).targets
+                examples = _narrowed(examples, feature, classes=subset.classes[task])
+            shares.append(hit_share(predictor, task, examples, batch_size=_BATCH))
+        return float(np.nanmean(shares))
 
 
 def measure_tradeoff(
-    bundle: Path, *, data_dir: Path, limit: int = LIMIT
+    predictor: Predictor, *, data_dir: Path, limit: int = LIMIT
 ) -> dict[str, TradeoffPoint]:
     """Cuts a trained model down to each basis subtask and to growing unions, and measures them.
 
     Args:
-        bundle: of a model with masks.
+        predictor: a model with masks.
         data_dir: folder of its corpora.
         limit: examples of a task.
 
@@ -71,21 +137,12 @@ def measure_tradeoff(
         NoMasksError: the model was trained without masks.
         CorpusError: a corpus is not built.
     """
-    predictor = Predictor(load_bundle(bundle))
-    pruner = Pruner(predictor.bundle, model=predictor.model)
-    held: dict[Split, dict[str, list[Example]]] = {
-        split: {
-            task: read_drawn(data_dir, task=task, split=split, limit=limit)
-            for task in predictor.tasks
-        }
-        for split in ("train", "validation")
+    cuts = Cuts(predictor, data_dir=data_dir, limit=limit)
+    count = len(cuts.subtasks)
+    return {
+        "all" if len(union) == count else " + ".join(union): cuts.point(union)
+        for union in growing_unions(cuts.subtasks)
     }
-    points = {}
-    for union in growing_unions(pruner.bank.subtasks):
-        subset = pruner.subset(union)
-        name = "all" if len(union) == len(pruner.bank.subtasks) else " + ".join(union)
-        points[name] = _point(predictor, pruner, subset, held=held)
-    return points
 
 
 def growing_unions(subtasks: Sequence[str]) -> list[tuple[str, ...]]:
@@ -103,96 +160,13 @@ def read_drawn(data_dir: Path, *, task: str, split: Split, limit: int) -> list[E
     return ShardReader([manifest]).read(task, rows=rows)
 
 
-def _point(
-    predictor: Predictor,
-    pruner: Pruner,
-    subset: Subset,
-    *,
-    held: Mapping[Split, Mapping[str, Sequence[Example]]],
-) -> TradeoffPoint:
-    small = pruner.cut(subset).to(predictor.device)
-    unlabelled = [
-        task_inputs(predictor, task, held["train"][task][start : start + _BATCH])
-        for start in range(0, _NUM_RECALIBRATION * _BATCH, _BATCH)
-        for task in subset.tasks
-        if held["train"][task][start:]
+def _narrowed(
+    examples: Sequence[Example], feature: Feature, *, classes: Sequence[int]
+) -> list[Example]:
+    """The examples that have one of the classes, telling of these alone."""
+    targets = [narrowed_target(e.targets, feature, classes=classes) for e in examples]
+    return [
+        Example(example.inputs, target)
+        for example, target in zip(examples, targets, strict=True)
+        if target is not None and (feature.modality == "label" or target.any())
     ]
-    recalibrate(small, unlabelled, num_batches=len(unlabelled))
-    costs = [task_inputs(predictor, task, held["train"][task][:1]) for task in subset.tasks]
-    cut_cost, whole_cost = cost_of(small, costs), cost_of(predictor.model, costs)
-    scores = np.array(
-        [_hits(predictor, small, subset, task, held["validation"][task]) for task in subset.tasks]
-    )
-    score, whole_score = np.nanmean(scores, axis=0).tolist()
-    return TradeoffPoint(
-        subset.subtasks,
-        units=pruner.masks(subset).kept_share(),
-        operations=cut_cost.flops / whole_cost.flops,
-        score=score,
-        whole_score=whole_score,
-    )
-
-
-def _hits(
-    predictor: Predictor,
-    small: MultiTaskModel,
-    subset: Subset,
-    task: str,
-    examples: Sequence[Example],
-) -> tuple[float, float]:
-    """Share of a task's targets that the cut network hits, and the whole; nan: it has no hits.
-
-    Both choose among the subset's classes, on the examples that have one of them.
-    """
-    classes = subset.classes.get(task)
-    if classes is not None:
-        examples = [example for example in examples if _within(example.targets, classes)]
-    hits, count = np.zeros(2), 0
-    for start in range(0, len(examples), _BATCH):
-        batch = examples[start : start + _BATCH]
-        inputs = task_inputs(predictor, task, batch)
-        known = predictor.task(task)
-        targets, _ = predictor.to_batch(known.targets, [example.targets for example in batch])
-        targets = targets if classes is None else _narrowed(targets, classes)
-        own = _target_sums(small, inputs, targets, classes=None)
-        whole = _target_sums(predictor.model, inputs, targets, classes=classes)
-        hits += (float(own.correct), float(whole.correct))
-        count += int(own.count)
-    share = hits / max(1, count)
-    return float(share[0]), float(share[1])
-
-
-@torch.inference_mode()
-def _target_sums(
-    model: MultiTaskModel, inputs: TaskInputs, targets: Tensor, *, classes: Sequence[int] | None
-) -> losses.TargetSums:
-    """Of a model's answers; `classes` are those of its scores that count."""
-    spec = model.task(inputs.task)
-    outputs = model(
-        task=inputs.task,
-        inputs=inputs.inputs,
-        input_lengths=inputs.input_lengths,
-        targets=inputs.targets,
-    )
-    logits = outputs.logits if classes is None else outputs.logits[:, list(classes)]
-    return losses.target_sums(spec.loss, logits, targets, groups=spec.output_groups)
-
-
-def _is_one_class(targets: np.ndarray | Tensor) -> bool:
-    return targets.shape[-1] == 1
-
-
-def _within(target: np.ndarray, classes: Sequence[int]) -> bool:
-    """Whether an example has one of the classes: its own, or of several at once any."""
-    if _is_one_class(target):
-        return int(target[0]) in classes
-    return bool(target[list(classes)].any())
-
-
-def _narrowed(targets: Tensor, classes: Sequence[int]) -> Tensor:
-    """Targets (B, V) of these classes alone, or class ids (B,) counted anew."""
-    if not _is_one_class(targets):
-        return targets[:, list(classes)]
-    places = {number: place for place, number in enumerate(classes)}
-    numbers = [places[number] for number in targets.flatten().tolist()]
-    return torch.tensor(numbers, device=targets.device)

@@ -168,7 +168,7 @@ def _tell(
 def teacher_forced(
     predictor: Predictor, *, task: str, examples: Sequence[Example]
 ) -> losses.TargetSums:
-    """Sums over the true tokens of a batch, each given the true ones before it."""
+    """Sums over the targets of a batch; of texts, each token given the true ones before it."""
     spec = predictor.task(task)
     inputs, input_lengths = predictor.to_batch(spec.inputs, [e.inputs for e in examples])
     targets, target_lengths = predictor.to_batch(spec.targets, [e.targets for e in examples])
@@ -180,7 +180,9 @@ def teacher_forced(
             targets=targets,
             target_lengths=target_lengths,
         )
-        return losses.target_sums(spec.spec.loss, outputs.logits, targets)
+        return losses.target_sums(
+            spec.spec.loss, outputs.logits, targets, groups=spec.spec.output_groups
+        )
 
 
 def fit_trivial(predictor: Predictor, task: Task, *, examples: Iterable[Example]) -> Trivial:

@@ -9,10 +9,10 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -60,28 +60,18 @@ class JobLine:
     ended: float | None
     message: str
 
-    def to_dict(self) -> dict[str, object]:
-        """As JSON holds it."""
-        return asdict(self)
-
     @property
     def seconds(self) -> float:
         """How long it has run."""
         return (self.ended or time.time()) - self.started if self.started else 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class JobEnd:
-    """How a job ended; `exit_code` is its command's own where it had one."""
-
-    id: str
-    status: str
-    exit_code: int
-    message: str
-
-
 class _Client(JobSubmissionClient):
-    """Ray's client, every request of it bounded in time: its bytes each, and the whole."""
+    """Ray's client, every request of it bounded in time: its bytes each, and the whole.
+
+    Ray 2.60 sets no bounds. All of its requests pass `_do_request` (ray/dashboard/modules/
+    dashboard_sdk.py); where that is gone, `test_a_host_that_takes_the_call_...` waits for ever.
+    """
 
     def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
         ask = super()._do_request
@@ -103,7 +93,13 @@ class Cluster:
 
     def submit(self, submission: Submission) -> Decision:
         """Starts the run's job unless it is under way or done; says which."""
-        decision = decide(submission, self._attempts(submission.run))
+        run = submission.run
+        attempts = [
+            Attempt(str(job.submission_id), run, job.metadata.get("digest", ""), job.status)
+            for job in self._submitted()
+            if job.metadata and job.metadata.get("run") == run
+        ]
+        decision = decide(submission, attempts)
         if decision.act != "start":
             return decision
         with tempfile.TemporaryDirectory() as folder, self._plain_errors():
@@ -127,9 +123,12 @@ class Cluster:
 
     def jobs(self) -> list[JobLine]:
         """All jobs submitted to the cluster, the newest first."""
+        lines = map(_line, self._submitted())
+        return sorted(lines, key=lambda job: job.started or 0, reverse=True)
+
+    def _submitted(self) -> list[JobDetails]:
         with self._plain_errors():
-            jobs = [job for job in self._client.list_jobs() if job.submission_id]
-        return sorted(map(_line, jobs), key=lambda job: job.started or 0, reverse=True)
+            return [job for job in self._client.list_jobs() if job.submission_id]
 
     def find(self, name: str) -> str:
         """The submission id of that name, or a run's newest.
@@ -138,13 +137,17 @@ class Cluster:
             UnknownNameError: the cluster has no such job.
         """
         jobs = self.jobs()
-        mine = [job.id for job in jobs if name in (job.id, job.run)]
-        if not mine:
+        named = [job.id for job in jobs if name == job.run]
+        named += [job.id for job in jobs if name == job.id]
+        if not named:
             raise UnknownNameError("job", name, tuple(job.id for job in jobs))
-        return name if name in mine and name not in {job.run for job in jobs} else mine[0]
+        return named[0]
 
-    def follow(self, job_id: str, *, write: Callable[[str], object]) -> JobEnd:
+    def follow(self, job_id: str, *, write: Callable[[str], object]) -> JobDetails:
         """Hands on the job's log as it grows, until the job ends; a lost connection is taken up.
+
+        Returns:
+            The job as it ended.
 
         Raises:
             JobError: the cluster was away for two minutes; the job may go on.
@@ -152,10 +155,14 @@ class Cluster:
         done, lost_at = 0, None
         while True:
             try:
-                done = _in_thread(self._tail(job_id, write, skip=done))
-                end = self.end(job_id)
-                if end:
-                    return end
+                # not in the main thread: there the event loop would take Ctrl-C and hand it to a
+                # task, which may be closing a connection and lose it
+                tail = partial(asyncio.run, self._tail(job_id, write, skip=done))
+                done = within(threading.TIMEOUT_MAX, tail)
+                with self._plain_errors():
+                    job = self._client.get_job_info(job_id)
+                if job.status in ENDED:
+                    return job
                 lost_at = None
             except (RuntimeError, JobError, OSError, aiohttp.ClientError) as error:
                 lost_at = lost_at or time.monotonic()
@@ -187,37 +194,25 @@ class Cluster:
                 time.sleep(0.3)
         raise JobError(f"{job_id} has not stopped in {STOP_S} s; see `mmtrain jobs list`")
 
-    def end(self, job_id: str) -> JobEnd | None:
-        """How the job ended; None: it has not."""
-        with self._plain_errors():
-            job = self._client.get_job_info(job_id)
-        if job.status not in ENDED:
-            return None
-        return JobEnd(job_id, str(job.status), _exit_code(job), job.message or "")
-
-    def _attempts(self, run: str) -> list[Attempt]:
-        with self._plain_errors():
-            jobs = self._client.list_jobs()
-        return [
-            Attempt(str(job.submission_id), run, (job.metadata or {}).get("digest", ""), job.status)
-            for job in jobs
-            if job.submission_id and (job.metadata or {}).get("run") == run
-        ]
-
     async def _tail(self, job_id: str, write: Callable[[str], object], *, skip: int) -> int:
         """Hands on the log beyond its first `skip` characters; how many it has now."""
-        seen = 0
+        handed_on = 0
         async for text in self._client.tail_job_logs(job_id):
-            write(text[max(0, skip - seen) :])
-            seen += len(text)
-        return max(seen, skip)
+            write(text[max(0, skip - handed_on) :])
+            handed_on += len(text)
+        return max(handed_on, skip)
 
     @contextmanager
-    def _plain_errors(self) -> Iterator[None]:
+    def _plain_errors(self) -> Generator[None]:
         try:
             yield
         except AuthenticationError as error:
-            raise JobError(f"{self.address} {_refusal(str(error))}") from None
+            is_missing = str(error).startswith("Authentication required")
+            refusal = "wants a token and got none" if is_missing else "refuses the token"
+            raise JobError(
+                f"{self.address} {refusal}; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or "
+                "RAY_AUTH_TOKEN_PATH to its file"
+            ) from None
         except (ConnectionError, DeadlineError, requests.exceptions.RequestException):
             raise JobError(
                 f"no Ray cluster answers at {self.address}; start one (`ray start --head`), "
@@ -225,24 +220,6 @@ class Cluster:
             ) from None
         except RuntimeError as error:
             raise JobError(f"{self.address}: {str(error).strip().splitlines()[-1]}") from None
-
-
-def _in_thread(waiting: Coroutine[Any, Any, int]) -> int:
-    """The coroutine's result; Ctrl-C ends the wait at once.
-
-    In the main thread the event loop would take the signal and hand it to a task, which may be
-    closing a connection and lose it.
-    """
-    result: Future[int] = Future()
-
-    def run() -> None:
-        try:
-            result.set_result(asyncio.run(waiting))
-        except BaseException as error:
-            result.set_exception(error)
-
-    threading.Thread(target=run, name="log", daemon=True).start()
-    return result.result()
 
 
 def dashboard_url(address: str | None) -> str:
@@ -266,17 +243,14 @@ def dashboard_url(address: str | None) -> str:
 
 
 @contextmanager
-def _only_address(url: str) -> Iterator[None]:
-    """Ray lets its variables win over an address that is given; here the given one wins."""
+def _only_address(url: str) -> Generator[None]:
+    """Within, a client takes this address.
+
+    Ray 2.60 lets its variables win over an address that is given (ray/dashboard/utils.py:
+    get_address_for_submission_client); `test_a_given_address_wins_over_rays_variables` pins it.
+    """
     with environment({ADDRESS_VARIABLES[0]: url}, overrides=True):
         yield
-
-
-def _refusal(message: str) -> str:
-    remedy = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN, or RAY_AUTH_TOKEN_PATH to its file"
-    if message.startswith("Authentication required"):
-        return f"wants a token and got none; {remedy}"
-    return f"refuses the token; {remedy}"
 
 
 def _line(job: JobDetails) -> JobLine:
@@ -292,8 +266,8 @@ def _line(job: JobDetails) -> JobLine:
     )
 
 
-def _exit_code(job: JobDetails) -> int:
-    """The command's own; 128 + signal for one that was ended by a signal, as a shell says it."""
+def exit_code(job: JobDetails) -> int:
+    """How an ended job's command exited; 128 + signal after a signal, as a shell says it."""
     if job.status == "SUCCEEDED":
         return 0
     code = job.driver_exit_code

@@ -58,10 +58,10 @@ class Submission:
     @property
     def digest(self) -> str:
         """SHA-256 of the arguments and the files' contents, 16 hex digits."""
-        made = hashlib.sha256("\0".join((self.root, *self.arguments)).encode())
+        digest = hashlib.sha256("\0".join((self.root, *self.arguments)).encode())
         for name, path in sorted(self.files.items()):
-            made.update(name.encode() + path.read_bytes())
-        return made.hexdigest()[:16]
+            digest.update(name.encode() + path.read_bytes())
+        return digest.hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,28 +126,20 @@ def read_submission(
     if not Path(root).is_absolute():
         raise JobError(f"--root {root}: give the folder's whole path on the cluster")
     command, params = _parse(arguments, commands)
-    files = _local_files(params)
-    name = _run_of(params)
-    swept = params.get("sweep")
+    files, name, swept = _local_files(params), _run_of(params), params.get("sweep")
     out = params.get("out") or Path("runs") / (f"{name}_{swept}" if swept else name)
-    return Submission(
-        run=_run_name(command, name, out=Path(root) / (out if "out" in params else params["data"])),
-        arguments=tuple(arguments),
-        files=files,
-        root=root,
-        resumes="resume" in params,
-    )
+    run = _run_name(command, name, out=Path(root) / (out if "out" in params else params["data"]))
+    return Submission(run, tuple(arguments), files, root, resumes="resume" in params)
 
 
 def stage_code(folder: Path, submission: Submission) -> Path:
-    """Copies what the job needs into `folder`: our two packages, from the clone or the installed
-    wheel that runs now, and the files that the command names.
+    """Copies the two packages that run now into `folder`, and the files that the command names.
 
     Raises:
         JobError: they are too large to be sent.
-    """  # fmt: skip
+    """
+    ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
     for package in PACKAGES:
-        ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
         shutil.copytree(package, folder / package.name, ignore=ignored)
     for name, path in submission.files.items():
         shutil.copyfile(path, folder / name)
@@ -201,12 +193,10 @@ def _run_of(params: Mapping[str, Any]) -> str:
 def _local_files(params: Mapping[str, Any]) -> dict[str, Path]:
     """Arguments that are files here, by their name where the job runs; FILE.py:FUNCTION counts."""
     given = [v for name, v in params.items() if name != "out" and isinstance(v, str | Path)]
-    paths = [Path(re.sub(r"(\.py):\w+$", r"\1", str(value))) for value in given]
     files: dict[str, Path] = {}
-    for path in paths:
-        if not path.is_file():
-            continue
-        if files.setdefault(path.name, path) != path:
+    for value in given:
+        path = Path(re.sub(r"(\.py):\w+$", r"\1", str(value)))
+        if path.is_file() and files.setdefault(path.name, path) != path:
             raise JobError(f"{path} and {files[path.name]} have one name; rename one")
     return files
 

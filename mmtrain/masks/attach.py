@@ -1,10 +1,10 @@
 """Masks as a child of the model that they are of.
 
 So whatever keeps the model's state keeps its masks too: engines, checkpoints, bundles. A model
-that answers wears the masks of all its subtasks together, for so it was trained.
+that answers has the masks of all its subtasks at its gates, for so it was trained.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import cast
 
 from torch import Tensor
@@ -36,21 +36,16 @@ def masks_of(model: MultiTaskModel) -> MaskBank | None:
     return cast(MaskBank | None, getattr(model, MASKS, None))
 
 
-def wear_masks(model: MultiTaskModel, subtasks: Sequence[str] | None = None) -> None:
-    """The model's gates get the masks of a union, to stay; of a model without masks nothing.
+def put_on_masks(model: MultiTaskModel) -> None:
+    """The model's gates get the masks of all subtasks together, to stay; without masks nothing.
 
     Args:
         model: on the device where it will stay.
-        subtasks: basis subtasks; None: all of them.
-
-    Raises:
-        UnknownNameError: there is no such basis subtask.
     """
     bank = masks_of(model)
-    if bank is None:
-        return
-    gates = bank.masks(bank.subtasks if subtasks is None else subtasks).gates
-    put_on(model, {path: mask.detach() for path, mask in gates.items()})
+    if bank is not None:
+        gates = bank.masks(bank.subtasks).gates
+        put_on(model, {path: mask.detach() for path, mask in gates.items()})
 
 
 def without_masks(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -63,18 +58,21 @@ def masked_model_with(
     tasks: Iterable[TaskSpec],
     state: Mapping[str, Tensor],
     *,
-    pruning: PruningConfig,
+    pruning: PruningConfig | None,
 ) -> MultiTaskModel:
-    """The model with these weights, buffers and masks, in evaluation mode; it wears no mask yet.
+    """The model with these weights, buffers and masks, in evaluation mode; no gate has a mask yet.
+
+    Args:
+        config: of the model.
+        tasks: of the model.
+        state: by name, as the model's `state_dict` names them.
+        pruning: of the masks in `state`; None: there are none.
 
     Raises:
         RuntimeError: they are another model's.
     """
-    model = model_with(config, tasks, without_masks(state))
-    masks = {
-        name.removeprefix(_PREFIX): value
-        for name, value in state.items()
-        if name.startswith(_PREFIX)
-    }
-    add_masks(model, pruning, seed=0).load_state_dict(masks)
+    model = model_with(config, tasks, without_masks(state) if pruning else state)
+    if pruning is not None:
+        masks = {n.removeprefix(_PREFIX): v for n, v in state.items() if n.startswith(_PREFIX)}
+        add_masks(model, pruning, seed=0).load_state_dict(masks)
     return model.eval()

@@ -91,20 +91,17 @@ class MaskBank(nn.Module):
         self.groups = tuple(groups)
         self.sites = tuple(sites) if config.scaling == "on" else ()
         self.subtasks = tuple(config.subtasks)
-        self._sizes = [group.size for group in groups]
-        by_name = {group.name: group.size for group in groups}
-        assert len(by_name) == len(self.groups), "two groups have one name"
-        self._scale_sizes = [by_name[site.group] for site in self.sites]
+        sizes = {group.name: group.size for group in groups}
+        assert len(sizes) == len(self.groups), "two groups have one name"
+        self._sizes = list(sizes.values())
+        self._scale_sizes = [sizes[site.group] for site in self.sites]
         self._add_parameters(seed)
 
     def _add_parameters(self, seed: int) -> None:
-        values = draw_values(
-            (len(self.subtasks), self.num_utilities), config=self.config, seed=seed
-        )
-        self.utility = nn.Parameter(values)
-        self.register_parameter("scaling", None)
-        if self.sites:
-            self.scaling = nn.Parameter(torch.ones(len(self.subtasks), sum(self._scale_sizes)))
+        shape = (len(self.subtasks), self.num_utilities)
+        self.utility = nn.Parameter(draw_values(shape, config=self.config, seed=seed))
+        scaling = torch.ones(len(self.subtasks), self.num_scales) if self.sites else None
+        self.register_parameter("scaling", None if scaling is None else nn.Parameter(scaling))
 
     @property
     def num_utilities(self) -> int:
@@ -136,13 +133,16 @@ class MaskBank(nn.Module):
         members = self.members(subtasks)
         tau = self.config.tau if threshold is None else threshold
         utility, scales = self._union(members)
-        utility = self._of_units(utility)
+        if self.config.granularity == "layer":
+            sizes = torch.tensor(self._sizes, device=utility.device)
+            utility = utility.repeat_interleave(sizes, output_size=sum(self._sizes))
         kept = {
             group.name: keep(part.detach(), threshold=tau)
             for group, part in zip(self.groups, utility.split(self._sizes), strict=True)
         }
         binary = self._straight_through(utility, torch.cat(list(kept.values())), tau=tau)
-        scale = self._at_sites(scales)
+        parts = () if scales is None else scales.split(self._scale_sizes)
+        scale = {site.gate: part for site, part in zip(self.sites, parts, strict=True)}
         return SubtaskMasks(
             subtasks=tuple(self.subtasks[member] for member in members),
             threshold=tau,
@@ -167,16 +167,10 @@ class MaskBank(nn.Module):
         return [number for number, name in enumerate(self.subtasks) if name in named]
 
     def _union(self, members: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """Utility (N,) and scales (channels,) of a union."""
+        """Utility of each unit or group, and scales (channels,), of a union."""
         utility = self.utility.float()[members].abs().amax(dim=0)
         scaling = cast(Tensor | None, self.scaling)
         return utility, None if scaling is None else max_abs(scaling.float()[members])
-
-    def _at_sites(self, scales: Tensor | None) -> dict[str, Tensor]:
-        if scales is None:
-            return {}
-        parts = scales.split(self._scale_sizes)
-        return {site.gate: part for site, part in zip(self.sites, parts, strict=True)}
 
     def _at_gates(self, binary: Tensor, scale: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Masks and scales by gate; a gate that is for both has their product."""
@@ -187,12 +181,6 @@ class MaskBank(nn.Module):
         }
         both = {gate: gates[gate] * part for gate, part in scale.items() if gate in gates}
         return {**gates, **scale, **both}
-
-    def _of_units(self, utility: Tensor) -> Tensor:
-        if self.config.granularity == "unit":
-            return utility
-        sizes = torch.tensor(self._sizes, device=utility.device)
-        return utility.repeat_interleave(sizes, output_size=sum(self._sizes))
 
     def _straight_through(self, utility: Tensor, kept: Tensor, *, tau: float) -> Tensor:
         if self.config.straight_through == "identity":

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,9 +22,9 @@ class KeptPoint:
         overlap: by basis subtask, kept units in common with each one over those of either (IoU).
     """
 
-    groups: Mapping[str, int] = field(default_factory=dict)
-    kept: Mapping[str, Sequence[int]] = field(default_factory=dict)
-    overlap: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    groups: Mapping[str, int] = field(default_factory=dict[str, int])
+    kept: Mapping[str, Sequence[int]] = field(default_factory=dict[str, list[int]])
+    overlap: Mapping[str, Sequence[float]] = field(default_factory=dict[str, list[float]])
 
     def shares(self) -> dict[str, float]:
         """Share of all units that each subtask keeps."""
@@ -38,14 +37,6 @@ class KeptPoint:
         return {
             name: [count / size for count, size in zip(counts, sizes, strict=True)]
             for name, counts in self.kept.items()
-        }
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return {
-            "groups": dict(self.groups),
-            "kept": {name: list(counts) for name, counts in self.kept.items()},
-            "overlap": {name: list(row) for name, row in self.overlap.items()},
         }
 
 

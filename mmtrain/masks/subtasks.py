@@ -13,6 +13,7 @@ from pipelines.errors import UnknownNameError
 from pipelines.modalities import Feature
 
 SPLITTABLE = ("label", "multilabel")  # modalities of targets with a score for each class
+Part = Mapping[str, tuple[int, ...] | None]  # ids of the classes of each task; None: all of it
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,11 +21,11 @@ class Subtasks:
     """What the basis subtasks of a model stand for.
 
     Args:
-        parts: by subtask and task, the ids of the classes that are in it; None: the whole task.
+        parts: by subtask, the tasks and classes that are in it.
         num_classes: of each task that some subtask has classes of.
     """
 
-    parts: Mapping[str, Mapping[str, tuple[int, ...] | None]]
+    parts: Mapping[str, Part]
     num_classes: Mapping[str, int]
 
     def containing(self, task: str) -> tuple[str, ...]:
@@ -34,17 +35,24 @@ class Subtasks:
     def tasks(self, subtasks: Iterable[str]) -> tuple[str, ...]:
         """Tasks of a union, in the order of declaration."""
         named = set(subtasks)
-        found = (task for name in self.parts if name in named for task in self.parts[name])
-        return tuple(dict.fromkeys(found))
+        tasks = (task for name in self.parts if name in named for task in self.parts[name])
+        return tuple(dict.fromkeys(tasks))
 
     def classes(self, subtasks: Iterable[str], *, task: str) -> tuple[int, ...] | None:
         """Ids of a task's classes in a union, ascending; None: no subtask divides the task."""
         if task not in self.num_classes:
             return None
-        found = [self.parts[name][task] for name in subtasks if task in self.parts[name]]
-        if None in found:
-            return tuple(range(self.num_classes[task]))
-        return tuple(sorted({number for ids in found for number in ids or ()}))
+        members = [self.parts[name] for name in subtasks]
+        return tuple(sorted({i for part in members if task in part for i in self._ids(task, part)}))
+
+    def _ids(self, task: str, part: Part) -> Iterable[int]:
+        """Ids of a task's classes in a subtask; a task that nobody divides counts as one class."""
+        ids = part[task]
+        return range(self.num_classes.get(task, 1)) if ids is None else ids
+
+    def units(self, part: Part) -> set[tuple[str, int]]:
+        """Tasks and ids of their classes that are in a subtask, one by one."""
+        return {(task, number) for task in part for number in self._ids(task, part)}
 
 
 def resolve_subtasks(
@@ -67,7 +75,7 @@ def resolve_subtasks(
         for name, entries in config.subtasks.items()
     }
     divided = {task for tasks in parts.values() for task, ids in tasks.items() if ids is not None}
-    subtasks = Subtasks(parts, {task: len(_class_names(targets[task])) for task in sorted(divided)})
+    subtasks = Subtasks(parts, {task: len(class_names(targets[task])) for task in sorted(divided)})
     if config.overlap == "refuse":
         _check_apart(subtasks, targets)
     if config.uncovered == "refuse":
@@ -77,7 +85,7 @@ def resolve_subtasks(
 
 def _parts(
     entries: Iterable[str], *, targets: Mapping[str, Feature], losses: Mapping[str, str]
-) -> dict[str, tuple[int, ...] | None]:
+) -> Part:
     parts: dict[str, tuple[int, ...] | None] = {}
     for entry in entries:
         task, colon, class_name = entry.partition(":")
@@ -87,7 +95,7 @@ def _parts(
             parts[task] = None
             continue
         _check_divisible(task, targets[task], loss=losses[task])
-        number = _class_id(class_name, task=task, names=_class_names(targets[task]))
+        number = class_id(class_name, task=task, names=class_names(targets[task]))
         parts[task] = tuple(sorted({*(parts.get(task) or ()), number}))
     return parts
 
@@ -105,12 +113,17 @@ def _check_divisible(task: str, feature: Feature, *, loss: str) -> None:
         )
 
 
-def _class_names(feature: Feature) -> tuple[str, ...]:
+def class_names(feature: Feature) -> tuple[str, ...]:
+    """Names of the classes of a target; of one without classes none."""
     return getattr(feature, "classes", ())
 
 
-def _class_id(name: str, *, task: str, names: tuple[str, ...]) -> int:
-    """A class by its name, else by its number."""
+def class_id(name: str, *, task: str, names: tuple[str, ...]) -> int:
+    """A class by its name, else by its number.
+
+    Raises:
+        UnknownNameError: the task has no such class.
+    """
     if name in names:
         return names.index(name)
     if name.isdecimal() and int(name) < len(names):
@@ -118,31 +131,20 @@ def _class_id(name: str, *, task: str, names: tuple[str, ...]) -> int:
     raise UnknownNameError(f"class of task {task}", name, names)
 
 
-def _units(parts: Mapping[str, tuple[int, ...] | None], subtasks: Subtasks) -> set[tuple[str, int]]:
-    """Tasks and classes of a subtask, one by one; a task that nobody divides is one."""
-    return {
-        (task, number)
-        for task, ids in parts.items()
-        for number in (range(subtasks.num_classes.get(task, 1)) if ids is None else ids)
-    }
-
-
 def _check_apart(subtasks: Subtasks, targets: Mapping[str, Feature]) -> None:
-    seen: dict[tuple[str, int], str] = {}
-    for name, parts in subtasks.parts.items():
-        for unit in sorted(_units(parts, subtasks)):
-            if unit in seen:
+    first: dict[tuple[str, int], str] = {}
+    for name, part in subtasks.parts.items():
+        for unit in sorted(subtasks.units(part)):
+            if first.setdefault(unit, name) != name:
                 raise MaskError(
-                    f"subtasks {seen[unit]} and {name} both have {_shown(unit, subtasks, targets)};"
-                    " take it out of one, or set pruning.overlap=allow"
+                    f"subtasks {first[unit]} and {name} both have {_shown(unit, subtasks, targets)}"
+                    "; take it out of one, or set pruning.overlap=allow"
                 )
-            seen[unit] = name
 
 
 def _check_covered(subtasks: Subtasks, targets: Mapping[str, Feature]) -> None:
-    there = _units(dict.fromkeys(targets), subtasks)
-    covered = {unit for parts in subtasks.parts.values() for unit in _units(parts, subtasks)}
-    if missing := sorted(there - covered):
+    covered = {unit for part in subtasks.parts.values() for unit in subtasks.units(part)}
+    if missing := sorted(subtasks.units(dict.fromkeys(targets)) - covered):
         names = ", ".join(_shown(unit, subtasks, targets) for unit in missing)
         raise MaskError(
             f"no subtask has {names}; add it to a subtask, or set pruning.uncovered=allow"
@@ -153,4 +155,4 @@ def _shown(unit: tuple[str, int], subtasks: Subtasks, targets: Mapping[str, Feat
     task, number = unit
     if task not in subtasks.num_classes:
         return f"task {task}"
-    return f"class {task}:{_class_names(targets[task])[number]}"
+    return f"class {task}:{class_names(targets[task])[number]}"

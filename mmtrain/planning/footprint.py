@@ -165,7 +165,7 @@ def meta_model(recipe: Recipe) -> tuple[MultiTaskModel, Passes]:
     """The recipe's model as training sees it, with masks and frozen owners, without memory."""
     with torch.device("meta"):
         model = build_model(fitted(recipe), planned_specs(recipe), seed=recipe.seed)
-        passes = Passes.build(recipe, model)
+        passes = Passes.build(recipe.pruning, model, tasks=recipe.tasks, seed=recipe.seed)
         if recipe.balancing == "uncertainty":
             add_log_variances(model)
     frozen = frozen_owners(model, recipe.frozen)
@@ -254,11 +254,12 @@ class StepTracer:
         )
         count: Mapping[str, Tensor] = {task: torch.ones(())}
         objective = build_objective(recipe, ranks)
-        for masked in self._passes.of_task(task, step=0):
-            made = objective.micro_loss(
-                self._engine, micro, num_targets=count, rates=rates, masked=masked
-            )
-            made.share.backward()
+        for drawn in self._passes.of_task(task, step=0):
+            with self._passes.masked(drawn):
+                micro_loss = objective.micro_loss(
+                    self._engine, micro, num_targets=count, rates=rates, masked=drawn
+                )
+                micro_loss.share.backward()
 
     @contextmanager
     def _watched(

@@ -34,7 +34,7 @@ def why_refused(
     try:
         check_combination(recipe.engine, world_size=recipe.num_workers, num_experts=num_experts)
         check_balancing(recipe.balancing, engine=recipe.engine, schedule=recipe.schedule)
-        check_pruning(recipe)
+        check_pruning(recipe.pruning, tasks=recipe.tasks, engine=recipe.engine)
         check_decay_loss(recipe)
         for batch in batches:
             check_divides(

@@ -19,7 +19,7 @@ from mmtrain.cut.examples import TaskInputs
 from mmtrain.cut.pruner import Pruner
 from mmtrain.cut.recalibrate import recalibrate
 from mmtrain.layers.encoded import Encoded
-from mmtrain.masks.attach import wear_masks
+from mmtrain.masks.attach import put_on_masks
 from mmtrain.models.model import MultiTaskModel
 from mmtrain.predict import decoding
 from mmtrain.predict.answers import Prediction, load_kind
@@ -50,7 +50,7 @@ class Predictor:
         self.tasks: Mapping[str, BundleTask] = bundle.card.tasks
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model: MultiTaskModel = (model or bundle.build_model()).to(self.device).eval()
-        wear_masks(self.model)
+        put_on_masks(self.model)
         self._parts: dict[Hashable, Predictor] = {}
 
     @classmethod
@@ -243,7 +243,7 @@ class Predictor:
                 self.pruner.part(model, subset=subset), device=str(self.device), model=model
             )
             batches = part.unlabelled_batches(unlabelled or {})
-            recalibrate(model, batches, num_batches=len(batches))
+            recalibrate(model, batches)
         self._parts[subset.key] = part
         if len(self._parts) > _MAX_PARTS:
             self._parts.pop(next(iter(self._parts)))

@@ -49,14 +49,14 @@ def prepare_run(
         check_mixup(task)
         check_decays(recipe.optimizer, task)
     check_balancing(recipe.balancing, engine=recipe.engine, schedule=recipe.schedule)
-    check_pruning(recipe)
+    check_pruning(recipe.pruning, tasks=recipe.tasks, engine=recipe.engine)
     corpora = open_corpora(recipe, data_dir)
     ranks = Ranks(rank=0, world_size=recipe.num_workers, device=torch.device("cpu"))
     training_plan(recipe, corpora.train, ranks=ranks, start=Progress(step=0))
     validation_plan(recipe, corpora.validation, ranks=ranks)
     with torch.device("meta"):
         model = recipe_model(recipe, corpora.vocabulary)
-        Passes.build(recipe, model)
+        Passes.build(recipe.pruning, model, tasks=recipe.tasks, seed=recipe.seed)
     experts = [layer.num_experts for layer in model.modules() if isinstance(layer, MoE)]
     check_combination(recipe.engine, world_size=recipe.num_workers, num_experts=experts)
     check_decay_loss(recipe)

@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +110,7 @@ class RunLog:
         """Units that each subtask keeps after `step` steps; None: there are no masks."""
         if point is None:
             return
-        self._add(KEPT, {"step": step, **point.to_dict()})
+        self._add(KEPT, {"step": step, **asdict(point)})
         values = {f"kept/{name}": share for name, share in point.shares().items()}
         for name, shares in point.group_shares().items():
             pairs = zip(point.groups, shares, strict=True)

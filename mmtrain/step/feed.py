@@ -61,9 +61,9 @@ class Feed:
             )
         return micros
 
-    def ordinal(self, task: str, step: int) -> int:
-        """How many global batches of a task came before a step."""
-        return self.plan.cursors(step)[task]
+    def ordinal(self, micro: Batch) -> int:
+        """How many global batches of a micro-batch's task came before its step."""
+        return self.plan.cursors(micro.step)[micro.task]
 
     def learned(self, task: str, loss: Tensor) -> None:
         """Adds a micro-batch's loss on this rank, where rates follow losses."""

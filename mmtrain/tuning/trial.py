@@ -13,9 +13,8 @@ from statistics import mean
 
 from mmtrain.bundle import load_bundle
 from mmtrain.checkpoint.files import folder_name
-from mmtrain.cut.pruner import Pruner
-from mmtrain.derive.comparison import latencies, task_inputs
-from mmtrain.derive.tradeoff import measure_tradeoff, read_drawn
+from mmtrain.derive.measurement import latencies, task_inputs
+from mmtrain.derive.tradeoff import Cuts, read_drawn
 from mmtrain.evaluate.evaluate import EvaluationConfig, evaluate
 from mmtrain.files import BUNDLE, CHECKPOINTS
 from mmtrain.predict.predictor import Predictor
@@ -29,6 +28,7 @@ from mmtrain.tuning.score import combine_scores, measure_tasks
 from mmtrain.tuning.study import is_pruned
 from mmtrain.tuning.sweep import (
     OF_MASKS,
+    Objective,
     SweepConfig,
     Values,
     apply_values,
@@ -97,51 +97,54 @@ def measure_trial(plan: TrialPlan, record: TrialRecord, *, at_end: bool) -> Tria
     tasks = measure_tasks(results, references=sweep.references)
     scores = {name: task.score for name, task in tasks.items()}
     score = combine_scores(scores, combine=sweep.combine, weights=sweep.weights)
-    costs = _costs(plan, predictor, bundle=bundle) if at_end else {}
+    costs = sweep.objectives if at_end else ()
+    measured = measure_costs(
+        predictor, data_dir=plan.data_dir, objectives=costs, limit=sweep.examples
+    )
     point = RungPoint(step=record.step, score=score, values=record.values)
     return record.with_(
-        points=(*record.points, point), tasks=tasks, objectives={"score": score, **costs}
+        points=(*record.points, point), tasks=tasks, objectives={"score": score, **measured}
     )
 
 
-def _costs(plan: TrialPlan, predictor: Predictor, *, bundle: Path) -> dict[str, float]:
-    """What a model costs, by the sweep's objectives.
+def measure_costs(
+    predictor: Predictor, *, data_dir: Path, objectives: tuple[Objective, ...], limit: int
+) -> dict[str, float]:
+    """What a model costs, by objective.
 
     Of a model with masks, means over its basis subtasks: share of targets that the networks cut
     down to them hit, their operations over the whole network's, their latency. Of a model without,
     the latency is its own: a forward pass of one example of each task.
+
+    Args:
+        predictor: the model, opened.
+        data_dir: folder of its corpora.
+        objectives: what to measure; "score" is left out, it is no cost.
+        limit: examples of a task.
     """
-    objectives = plan.sweep.objectives
-    costs = {"parameters": float(predictor.bundle.card.num_parameters)}
-    if any(name in OF_MASKS for name in objectives):
-        points = measure_tradeoff(bundle, data_dir=plan.data_dir, limit=plan.sweep.examples)
-        basis = [point for point in points.values() if len(point.subtasks) == 1]
-        costs["subset_score"] = mean(point.score for point in basis)
-        costs["kept_flops"] = mean(point.operations for point in basis)
-    if "latency_ms" in objectives:
-        costs["latency_ms"] = _latency_ms(predictor, data_dir=plan.data_dir)
-    return {name: costs[name] for name in objectives if name != "score"}
+    found: dict[str, float] = {"parameters": float(predictor.bundle.card.num_parameters)}
+    if predictor.bundle.card.pruning is None:
+        if "latency_ms" in objectives:
+            found["latency_ms"] = _latency_ms(predictor, data_dir=data_dir)
+    elif objectives:
+        cuts = Cuts(predictor, data_dir=data_dir, limit=limit)
+        basis = [(name,) for name in cuts.subtasks]
+        if any(name in OF_MASKS for name in objectives):
+            points = [cuts.point(union) for union in basis]
+            found["subset_score"] = mean(point.score for point in points)
+            found["kept_flops"] = mean(point.operations for point in points)
+        if "latency_ms" in objectives:
+            found["latency_ms"] = mean(cuts.latency_ms(union) for union in basis)
+    return {name: found[name] for name in objectives if name != "score"}
 
 
 def _latency_ms(predictor: Predictor, *, data_dir: Path) -> float:
-    """Of the networks cut down to each basis subtask the mean; without masks, of the whole."""
-    inputs = {
-        task: task_inputs(
-            predictor, task, read_drawn(data_dir, task=task, split="validation", limit=1)
-        )
+    """Of a pass of one example of each task, summed over tasks."""
+    batches = [
+        task_inputs(predictor, task, read_drawn(data_dir, task=task, split="validation", limit=1))
         for task in predictor.tasks
-    }
-    if predictor.bundle.card.pruning is None:
-        return latencies({"whole": predictor.model}, list(inputs.values()))["whole"]
-    pruner = Pruner(predictor.bundle, model=predictor.model)
-    subsets = [pruner.subset((name,)) for name in pruner.bank.subtasks]
-    return mean(
-        latencies(
-            {"cut": pruner.cut(subset).to(predictor.device).eval()},
-            [inputs[task] for task in subset.tasks],
-        )["cut"]
-        for subset in subsets
-    )
+    ]
+    return latencies({"whole": predictor.model}, batches)["whole"]
 
 
 def tell_trial(plan: TrialPlan, record: TrialRecord, *, status: Status | None) -> str | None:

@@ -97,7 +97,7 @@ def train_steps(recipe: Recipe, *, rank: int, world_size: int) -> None:
     """Two rounds of a step of each task, as the train loop takes them."""
     ranks = Ranks(rank, world_size, torch.device("cpu"))
     model = build_model(fitted(recipe), planned_specs(recipe), seed=0)
-    passes = Passes.build(recipe, model)
+    passes = Passes.build(recipe.pruning, model, tasks=recipe.tasks, seed=recipe.seed)
     optimizer, objective = run_optimizer(recipe), build_objective(recipe, ranks)
     owners = {task: model.owners(task) for task in recipe.tasks}
     engine = build_engine(recipe.engine, model=model, optimizer=optimizer)
@@ -114,12 +114,13 @@ def train_steps(recipe: Recipe, *, rank: int, world_size: int) -> None:
                 scales=passes.scales,
             )  # fmt: skip
             count = {name: torch.ones(())}
-            for masked in passes.of_task(name, step=step):
-                made = objective.micro_loss(
-                    engine, micro, num_targets=count, rates=rates, masked=masked
-                )
-                engine.backward(made.share)
-                del made
+            for drawn in passes.of_task(name, step=step):
+                with passes.masked(drawn):
+                    made = objective.micro_loss(
+                        engine, micro, num_targets=count, rates=rates, masked=drawn
+                    )
+                    engine.backward(made.share)
+                    del made
             engine.step(learning_rates=rates.learning_rates)
 
 

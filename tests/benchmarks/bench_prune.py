@@ -27,7 +27,7 @@ from mmtrain.bundle import Lineage, bundle_task, load_bundle, save_bundle
 from mmtrain.cut.examples import TaskInputs
 from mmtrain.cut.pruner import Pruner
 from mmtrain.cut.slicing import cut
-from mmtrain.derive.comparison import cost_of
+from mmtrain.derive.measurement import cost_of
 from mmtrain.masks.attach import add_masks
 from mmtrain.modalities import image_patches
 from mmtrain.models import multimodel, polyvit, resnet
@@ -163,12 +163,7 @@ def medians_ms(
         for model, seen in zip(models, times, strict=True):
             began = time.process_time()
             for batch in batches:
-                model(
-                    task=batch.task,
-                    inputs=batch.inputs,
-                    input_lengths=batch.input_lengths,
-                    targets=batch.targets,
-                )
+                batch.forward(model)
             seen.append((time.process_time() - began) * 1e3)
     return [statistics.median(seen[1:]) for seen in times]
 

@@ -61,10 +61,7 @@ class Pictures:
     @torch.inference_mode()
     def logits(self, model: MultiTaskModel) -> torch.Tensor:
         """(B, V) of all examples."""
-        held = self.inputs
-        return model(
-            task=DIGITS, inputs=held.inputs, input_lengths=held.input_lengths, targets=None
-        ).logits
+        return self.inputs.forward(model).logits
 
 
 def cut_by_chance(

@@ -32,10 +32,11 @@ import torch
 from mmtrain.bundle import load_bundle
 from mmtrain.cut.examples import TaskInputs
 from mmtrain.cut.pruner import Pruner
+from mmtrain.cut.recalibrate import recalibrate
 from mmtrain.cut.subset import Subset
-from mmtrain.derive.comparison import cost_of, recalibrate_on, scores, task_inputs
-from mmtrain.derive.extract import open_model
-from mmtrain.derive.prune import Asked, prune
+from mmtrain.derive.measurement import cost_of, scores, task_inputs
+from mmtrain.derive.opened import open_model
+from mmtrain.derive.prune import PruneConfig, prune
 from mmtrain.derive.subset_corpora import SubsetCorpora
 from mmtrain.derive.tradeoff import read_drawn
 from mmtrain.engines import EngineConfig
@@ -161,7 +162,7 @@ def measure_digits(trial: Trial, *, place: Place) -> list[dict[str, Any]]:
         stale = pictures.accuracy(pictures.logits(small), classes)
         whole = pruner.uncut(subset, masks=pruner.whole_masks())
         for model in (small, chance, whole):
-            recalibrate_on(model, batches)
+            recalibrate(model, batches)
         first = TaskInputs(DIGITS, batches[0].inputs[:1], batches[0].input_lengths[:1])
         rows.append(
             {
@@ -227,8 +228,8 @@ def alone_trials(middle: Trial, *, place: Place) -> list[Trial]:
     for union in (chosen[number] for number in [*places, len(chosen) - 1]):
         name = f"{len(union)} {union[0]}"
         out = place.out / f"cut-{name}-{middle.seed}".replace(" ", "_")
-        asked = Asked(union, recalibration_batches=0, measures=False)
-        pruned = prune(opened, asked, out=out, data_dir=place.data, force=out.exists())
+        config = PruneConfig(union, recalibration_batches=0, measures=False)
+        pruned = prune(opened, config, out=out, data_dir=place.data, force=out.exists())
         assert pruned.recipe is not None, "the whole model has a recipe"
         recipe = load_recipe(str(pruned.recipe)).with_(init_from=None)
         trials.append(

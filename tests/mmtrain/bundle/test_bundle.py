@@ -239,3 +239,16 @@ def test_decoding_is_bounded_by_the_longest_target_that_can_be_built(folder: Pat
 def test_the_code_version_names_release_and_sources():
     assert code_version().startswith("0.")
     assert len(code_version().split("+")[1]) == 12
+
+
+@pytest.mark.parametrize("package", ["mmtrain", "pipelines"])
+def test_the_code_version_follows_every_file_of_both_packages(
+    package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "room" / "loop.py"
+    path.parent.mkdir()
+    path.write_text("a = 1")
+    monkeypatch.setattr(f"{package}.__path__", [str(tmp_path)])
+    before = code_version.__wrapped__()
+    path.write_text("a = 2")
+    assert code_version.__wrapped__() != before

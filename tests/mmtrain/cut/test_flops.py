@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from mmtrain.cut.examples import TaskInputs
-from mmtrain.cut.flops import Cost, count, counting, forward_flops
+from mmtrain.cut.flops import count, counting, forward_flops
 from mmtrain.cut.slicing import cut
 from mmtrain.layers.conv import DepthwiseConv, Place
 from mmtrain.models.resnet import Config
@@ -79,11 +79,6 @@ def test_taps_of_a_depthwise_convolution_count_where_they_reach():
     with torch.no_grad(), counting() as counter:
         conv(x_BLD, place)
     assert counter.get_total_flops() == 2 * 2 * 4 * (4 + 5 + 4)
-
-
-def test_a_cost_over_another_is_its_shares():
-    shares = Cost(parameters=10, flops=30, bytes=40).over(Cost(parameters=20, flops=40, bytes=80))
-    assert (shares.parameters, shares.flops, shares.bytes) == (0.5, 0.75, 0.5)
 
 
 def test_operations_do_not_depend_on_where_a_modality_s_own_blocks_stand():

@@ -28,12 +28,7 @@ def pictures() -> TaskInputs:
 
 def logits(model, batch: TaskInputs) -> torch.Tensor:
     with torch.inference_mode():
-        return model(
-            task=batch.task,
-            inputs=batch.inputs,
-            input_lengths=batch.input_lengths,
-            targets=batch.targets,
-        ).logits
+        return batch.forward(model).logits
 
 
 @pytest.fixture(scope="module")

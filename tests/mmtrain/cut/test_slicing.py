@@ -89,9 +89,9 @@ def test_sliced_equals_masked_when_both_are_recalibrated():
     kept, scale, gates = random_masks(model, seed=0, share=0.5)
     batches = [TaskInputs("digit", **pictures(batch=8, seed=seed)) for seed in range(3)]
     small = cut(model, kept, scale=scale)
-    recalibrate(small, batches, num_batches=3)
+    recalibrate(small, batches)
     with gated(model, gates):
-        recalibrate(model, batches, num_batches=3)
+        recalibrate(model, batches)
         masked = logits(model)
     assert_close(logits(small), masked, rtol=0, atol=1e-5)
 

@@ -2,24 +2,20 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from mmtrain.bundle import Bundle, Card, load_bundle
-from mmtrain.derive.extract import (
-    ExtractError,
-    choose_tasks,
-    extract,
-    extract_and_register,
-    open_model,
-    smaller_model,
-    tuning_recipe,
-)
+from mmtrain.bundle import load_bundle
+from mmtrain.cut.slicing import cut
+from mmtrain.derive.extract import choose_tasks, extract
+from mmtrain.derive.opened import DeriveError, open_model, tuning_recipe
+from mmtrain.derive.part import derive
 from mmtrain.models import polyvit
-from mmtrain.models.model import ModelConfig, MultiTaskModel
+from mmtrain.models.model import ModelConfig, MultiTaskModel, build_model
 from mmtrain.predict.predictor import Predictor
 from mmtrain.recipe import Recipe, load_recipe
 from mmtrain.registry.register import register
@@ -84,26 +80,22 @@ def test_experts_are_kept_and_answer_the_same(tmp_path):
 
 @pytest.mark.parametrize("own", [0, 6, 12])
 def test_parameters_of_vit_b_are_those_of_the_formula(own):
-    bundle = base_bundle(own)
+    whole = base_model(own)
     for task, stem, size in (("shape", IMAGE_STEM, 3), ("motion", VIDEO_STEM, 4)):
-        model = smaller_model(bundle, tasks=[task])
+        model = cut(whole, {}, tasks=[task])
         count = sum(parameter.numel() for parameter in model.parameters())
         assert count == BODY + stem + 769 * size
-    sounds = smaller_model(bundle, tasks=["word", "voice"])
+    sounds = cut(whole, {}, tasks=["word", "voice"])
     assert not {name for name in names_of(sounds) if "image" in name or "video" in name}
 
 
-def base_bundle(own: int) -> Bundle:
+def base_model(own: int) -> MultiTaskModel:
+    """PolyViT-B of five tasks, without weights."""
     config = small_config(held=polyvit.released_nets())
     body = polyvit.Config.base(num_adapter_blocks=own)
-    card = Card(
-        model=config.model_copy(update={"body": body}),
-        tasks=bundle_tasks(),
-        lineage=LINEAGE,
-        num_parameters=1,
-        files={},
-    )
-    return Bundle(card, {}, None, "digest")
+    specs = [task.spec for task in bundle_tasks().values()]
+    with torch.device("meta"):
+        return build_model(config.model_copy(update={"body": body}), specs, seed=0)
 
 
 def test_multimodel_of_classes_alone_has_neither_decoder_nor_vocabulary(tmp_path):
@@ -156,20 +148,20 @@ def test_a_task_or_modality_that_is_not_there_is_answered_with_the_nearest(run, 
 
 @pytest.mark.parametrize("what", [{}, {"tasks": ["word"], "inputs": ["audio"]}])
 def test_either_tasks_or_modalities_are_to_be_named(what):
-    with pytest.raises(ExtractError, match="one of the two"):
+    with pytest.raises(DeriveError, match="one of the two"):
         choose_tasks(bundle_tasks(), **{"tasks": (), "inputs": (), **what})
 
 
 def test_what_is_there_is_replaced_only_when_forced(run, tmp_path):
     out = tmp_path / "small"
     take_out(run, out, tasks=["word"])
-    with pytest.raises(ExtractError, match="--force"):
+    with pytest.raises(DeriveError, match="--force"):
         take_out(run, out, tasks=["shape"])
     assert list(take_out(run, out, tasks=["shape"], force=True).tasks) == ["shape"]
 
 
 def test_a_runs_own_folder_is_never_replaced(run):
-    with pytest.raises(ExtractError, match="another --out"):
+    with pytest.raises(DeriveError, match="another --out"):
         take_out(run, run, tasks=["word"], force=True)
     assert len(load_bundle(run / "bundle").card.tasks) == 5
 
@@ -177,9 +169,9 @@ def test_a_runs_own_folder_is_never_replaced(run):
 def test_registered_with_the_parents_version_as_lineage(run, tmp_path):
     uri = f"sqlite:///{tmp_path / 'mlruns.db'}"
     whole = register(run / "bundle", name="whole", tracking_uri=uri)
-    _, made = extract_and_register(
-        open_model(str(run)), name="small", registry=uri, out=tmp_path / "small", tasks=["shape"]
-    )
+    make = partial(extract, out=tmp_path / "small", tasks=["shape"])
+    _, made = derive(open_model(str(run)), make, register="small", registry=uri)
+    assert made is not None
     tags = get_version("small", tracking_uri=uri).lineage
     assert tags["parent_version"] == f"models:/whole/{whole.version}"
     assert tags["parent_digest"] == whole.lineage["bundle_digest"]
@@ -196,10 +188,9 @@ def test_registered_with_the_parents_version_as_lineage(run, tmp_path):
 
 def test_registering_without_a_known_registry_asks_for_one(run, tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    with pytest.raises(ExtractError, match="--tracking"):
-        extract_and_register(
-            open_model(str(run)), name="small", registry=None, out=tmp_path / "x", tasks=["word"]
-        )
+    make = partial(extract, out=tmp_path / "x", tasks=["word"])
+    with pytest.raises(DeriveError, match="--tracking"):
+        derive(open_model(str(run)), make, register="small")
     assert not (tmp_path / "x").exists()
 
 
@@ -228,7 +219,7 @@ def test_the_runs_recipe_comes_along_narrowed_and_goes_on_from_the_weights(tmp_p
 
 
 def test_without_the_runs_recipe_one_is_to_be_named(run):
-    with pytest.raises(ExtractError, match="mmtrain train RECIPE --init-from"):
+    with pytest.raises(DeriveError, match="mmtrain train RECIPE --init-from"):
         tuning_recipe(str(run))
 
 

@@ -1,6 +1,7 @@
 """Models with masks beyond training: bundles, prediction, starting from them, trade-off, report."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from tests.mmtrain.step.masked_run import (
     TASKS,
     MaskedRun,
     model_of,
+    passes_of,
     recipe_of,
 )
 
@@ -113,7 +115,7 @@ def test_a_predictor_answers_with_the_masks_of_all_subtasks(model, bundle):
 def start(recipe: Recipe, bundle: Path, **fields: object) -> Passes:
     """A fresh model of the recipe after what the train loop does before its first step."""
     recipe = recipe.model_copy(update={"init_from": str(bundle), "seed": 7, **fields})
-    passes = Passes.build(recipe, model_of(recipe))
+    passes = passes_of(recipe, model_of(recipe))
     start_model(passes.model, recipe, None, registry=None, resumes=False)
     return passes
 
@@ -202,7 +204,7 @@ def test_shares_of_what_is_kept():
 
 def test_log_of_kept_units_is_read_again_up_to_a_line_cut_short(tmp_path):
     path = tmp_path / "kept.jsonl"
-    line = json.dumps({"step": 20, **KEPT.to_dict()})
+    line = json.dumps({"step": 20, **asdict(KEPT)})
     path.write_text(f'{line}\n{{"step": 40, "gro')
     assert read_kept(path) == {20: KEPT}
     assert read_kept(tmp_path / "none.jsonl") == {}
@@ -248,7 +250,7 @@ def data_dir(tmp_path_factory) -> Path:
 
 
 def test_tradeoff_measures_each_subtask_and_growing_unions(recipe, model, bundle, data_dir):
-    points = measure_tradeoff(bundle, data_dir=data_dir)
+    points = measure_tradeoff(Predictor.load(bundle), data_dir=data_dir)
     assert list(points) == ["ab", "c", "d", "shade", "ab + c", "ab + c + d", "all"]
     bank = masks_of(model)
     assert bank is not None

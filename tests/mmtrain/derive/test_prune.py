@@ -2,6 +2,7 @@
 
 import json
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -10,8 +11,10 @@ from torch.testing import assert_close
 from mmtrain.bundle import load_bundle
 from mmtrain.cut.pruner import NoMasksError
 from mmtrain.cut.recalibrate import RecalibrationError
-from mmtrain.derive.extract import ExtractError, extract, open_model, tuning_recipe
-from mmtrain.derive.prune import Asked, Pruned, prune, prune_and_register, registered_cuts
+from mmtrain.derive.extract import extract
+from mmtrain.derive.opened import DeriveError, open_model, tuning_recipe
+from mmtrain.derive.part import derive
+from mmtrain.derive.prune import PruneConfig, Pruned, prune, registered_cuts
 from mmtrain.evaluate.evaluate import evaluate
 from mmtrain.predict.predictor import Predictor
 from pipelines.errors import CorpusError, UnknownNameError
@@ -31,7 +34,7 @@ def place(tmp_path):
 def cut(place, *subtasks: str, out: str = "small", **asked) -> Pruned:
     return prune(
         open_model(str(place / "run")),
-        Asked(subtasks=subtasks, **asked),
+        PruneConfig(subtasks=subtasks, **asked),
         out=place / out,
         data_dir=place / "corpora",
     )
@@ -107,10 +110,10 @@ def test_subtasks_of_whole_tasks_are_cut_without_corpora(tmp_path):
 
 def test_registered_with_lineage_and_an_alias_for_the_subset(place):
     opened, registry = open_model(str(place / "run")), f"sqlite:///{place / 'mlruns.db'}"
-    where = {"out": place / "small", "data_dir": place / "corpora"}
-    pruned, version = prune_and_register(
-        opened, Asked(classes=("black", "white")), name="shades", registry=registry, **where
-    )
+    config = PruneConfig(classes=("black", "white"))
+    make = partial(prune, config=config, out=place / "small", data_dir=place / "corpora")
+    pruned, version = derive(opened, make, register="shades", registry=registry)
+    assert version is not None
     assert version.uri == "models:/shades@subset-deep_pale-classes-black_white"
     (found,) = registered_cuts(opened, registry=registry)
     assert found.uri == version.uri
@@ -142,7 +145,7 @@ def test_corpora_that_are_needed_and_not_there_are_named(place, asked):
     with pytest.raises(CorpusError, match=re.escape(f"{missing / 'shards'}")):
         prune(
             open_model(str(place / "run")),
-            Asked(subtasks=("deep",), **asked),
+            PruneConfig(subtasks=("deep",), **asked),
             out=place / "small",
             data_dir=missing,
         )
@@ -152,12 +155,12 @@ def test_corpora_that_are_needed_and_not_there_are_named(place, asked):
 def test_a_folder_with_something_in_it_stays(place):
     (place / "small").mkdir()
     (place / "small" / "note").write_text("mine")
-    with pytest.raises(ExtractError, match="--force"):
+    with pytest.raises(DeriveError, match="--force"):
         cut(place, "deep", measures=False)
 
 
 def test_extraction_sends_masked_models_to_prune(place):
-    with pytest.raises(ExtractError, match="mmtrain prune"):
+    with pytest.raises(DeriveError, match="mmtrain prune"):
         extract(open_model(str(place / "run")), out=place / "part", tasks=["shades"])
 
 

@@ -8,8 +8,8 @@ from typer.testing import CliRunner, Result
 from mmtrain.cli import app
 from mmtrain.cut.budget import BudgetError
 from mmtrain.cut.subset import SubsetError
-from mmtrain.derive.extract import ExtractError
 from mmtrain.derive.onnx_export import OnnxError
+from mmtrain.derive.opened import DeriveError
 from pipelines.errors import MMTrainError, UnknownNameError
 from tests.mmtrain.example_bundle import example_bundle
 from tests.mmtrain.example_masked import build_shades, picture, save_shades
@@ -88,7 +88,7 @@ def test_registered_cuts_are_listed(place):
         (["--out", "x"], SubsetError, "the subset is empty"),
         (["--subtasks", ",", "--out", "x"], SubsetError, "the subset is empty"),
         (["--subtasks", "deep", "--classes", "white", "--out", "x"], SubsetError, "it is in pale"),
-        (["--subtasks", "deep"], ExtractError, "--out DIR"),
+        (["--subtasks", "deep"], DeriveError, "--out DIR"),
         (["--subtasks", "deep", "--budget", "1e-9", "--out", "x"], BudgetError, "give at least"),
     ],
 )

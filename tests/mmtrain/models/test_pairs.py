@@ -175,7 +175,8 @@ def batch_of(task: Task, *, shortest: bool) -> Batch:
 def train_steps(recipe: Recipe) -> list[float]:
     """Gradient norms of a step on the longest batch, and of one on a single shortest example."""
     model = recipe_model(recipe, VOCABULARY)
-    passes, ranks = Passes.build(recipe, model), Ranks(0, 1, torch.device("cpu"))
+    passes = Passes.build(recipe.pruning, model, tasks=recipe.tasks, seed=recipe.seed)
+    ranks = Ranks(0, 1, torch.device("cpu"))
     engine = build_engine(recipe.engine, model=model, optimizer=recipe.optimizer)
     objective, owners = build_objective(recipe, ranks), {"pair": model.owners("pair")}
     rates = step_rates(recipe.optimizer, step=0, num_steps=1, tasks=recipe.tasks, owners=owners)
@@ -183,11 +184,12 @@ def train_steps(recipe: Recipe) -> list[float]:
     for shortest in (False, True):
         micro = batch_of(recipe.tasks["pair"], shortest=shortest)
         counts = objective.count_targets([micro])
-        for _, masked in passes.each([micro]):
-            loss = objective.micro_loss(
-                engine, micro, num_targets=counts, rates=rates, masked=masked
-            )
-            engine.backward(loss.share)
+        for _, drawn in passes.each([micro]):
+            with passes.masked(drawn):
+                loss = objective.micro_loss(
+                    engine, micro, num_targets=counts, rates=rates, masked=drawn
+                )
+                engine.backward(loss.share)
         stats = engine.step(learning_rates=rates.learning_rates, **rates.decays)
         norms.append(float(stats.gradient_norm))
     return norms

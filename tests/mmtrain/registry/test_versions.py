@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,10 @@ from typer.testing import CliRunner
 
 from mmtrain.bundle import BundleError, load_bundle
 from mmtrain.cli import app
-from mmtrain.derive.extract import extract_and_register, open_model
-from mmtrain.derive.prune import Asked, prune_and_register
+from mmtrain.derive.extract import extract
+from mmtrain.derive.opened import open_model
+from mmtrain.derive.part import derive
+from mmtrain.derive.prune import PruneConfig, prune
 from mmtrain.registry.promotion import RequirementError
 from mmtrain.registry.register import record, register
 from mmtrain.registry.tables import recipe_differences
@@ -66,16 +69,15 @@ def uri(folder: Path) -> str:
     register(whole, name="tiny", tracking_uri=uri, run_id=run_id, metrics=METRICS)
     better = {**METRICS, "test/names/bleu": 50.0}
     register(whole, name="tiny", tracking_uri=uri, metrics=better, alias="newer")
-    extract_and_register(
-        open_model("models:/tiny/1", tracking_uri=uri), name="part", registry=uri,
-        out=folder / "part", tasks=("names",),
-    )  # fmt: skip
+    take_out = partial(extract, out=folder / "part", tasks=("names",))
+    tiny = open_model("models:/tiny/1", tracking_uri=uri)
+    derive(tiny, take_out, register="part", registry=uri)
     save_shades(folder / "run")
     register(folder / "run" / "bundle", name="shading", tracking_uri=uri)
-    prune_and_register(
-        open_model("models:/shading/1", tracking_uri=uri), Asked(subtasks=("deep",)), name="cut",
-        registry=uri, out=folder / "cut", data_dir=build_shades(folder / "data"),
-    )  # fmt: skip
+    deep, data_dir = PruneConfig(subtasks=("deep",)), build_shades(folder / "data")
+    cut = partial(prune, config=deep, out=folder / "cut", data_dir=data_dir)
+    shading = open_model("models:/shading/1", tracking_uri=uri)
+    derive(shading, cut, register="cut", registry=uri)
     return uri
 
 

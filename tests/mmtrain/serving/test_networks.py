@@ -1,12 +1,15 @@
 """Which network answers: the whole, a registered cut that covers the subtasks, a cut in memory."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from mmtrain.bundle import load_bundle
-from mmtrain.derive.extract import extract, open_model
-from mmtrain.derive.prune import Asked, prune_and_register
+from mmtrain.derive.extract import extract
+from mmtrain.derive.opened import open_model
+from mmtrain.derive.part import derive
+from mmtrain.derive.prune import PruneConfig, prune
 from mmtrain.predict.open import bundle_folder
 from mmtrain.predict.predictor import Predictor
 from mmtrain.registry.register import register
@@ -26,15 +29,10 @@ def registry(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     save_senses(folder / "bundle")
     uri = f"sqlite:///{folder / 'mlruns.db'}"
     register(folder / "bundle", name="senses", tracking_uri=uri)
-    asked = Asked(("seen", "heard"), recalibration_batches=0, measures=False)
-    prune_and_register(
-        open_model(str(folder / "bundle"), tracking_uri=uri),
-        asked,
-        name="senses_cut",
-        registry=uri,
-        out=folder / "cut",
-        data_dir=folder,
-    )
+    config = PruneConfig(("seen", "heard"), recalibration_batches=0, measures=False)
+    cut = partial(prune, config=config, out=folder / "cut", data_dir=folder)
+    opened = open_model(str(folder / "bundle"), tracking_uri=uri)
+    derive(opened, cut, register="senses_cut", registry=uri)
     return folder / "bundle", uri
 
 

@@ -131,6 +131,10 @@ def model_of(recipe: Recipe) -> MultiTaskModel:
     return model
 
 
+def passes_of(recipe: Recipe, model: MultiTaskModel) -> Passes:
+    return Passes.build(recipe.pruning, model, tasks=recipe.tasks, seed=recipe.seed)
+
+
 def micro_of(recipe: Recipe, *, step: int, rank: int = 0, world_size: int = 1) -> Batch:
     """A rank's part of the batch of a step; tasks take turns."""
     known = tuple(recipe.tasks.values())[step % len(recipe.tasks)]
@@ -160,7 +164,7 @@ class MaskedRun:
     @classmethod
     def build(cls, recipe: Recipe, *, moved: float = 0.0) -> "MaskedRun":
         model = model_of(recipe)
-        passes = Passes.build(recipe, model)
+        passes = passes_of(recipe, model)
         for parameter in model.parameters():
             parameter.data += moved
         return cls.of(recipe, passes)
@@ -184,13 +188,14 @@ class MaskedRun:
         rates = self.rates(step)
         num_targets = self.objective.count_targets(micros)
         total, unions = torch.zeros(()), []
-        for micro, masked in self.passes.each(micros):
-            share = self.objective.micro_loss(
-                self.engine, micro, num_targets=num_targets, rates=rates, masked=masked
-            ).share
-            gradients.add(micro.task, share)
+        for micro, drawn in self.passes.each(micros):
+            with self.passes.masked(drawn):
+                share = self.objective.micro_loss(
+                    self.engine, micro, num_targets=num_targets, rates=rates, masked=drawn
+                ).share
+                gradients.add(micro.task, share)
             total += share.detach()
-            unions.append(masked.subtasks)
+            unions.append(drawn.subtasks)
         gradients.finish(step)
         if world_size > 1:
             dist.all_reduce(total)

@@ -5,15 +5,17 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from mmtrain.layers.units import UnitGate
+from mmtrain.layers.units import UnitGate, gated
 from mmtrain.losses import task_loss, weight_decay_loss
 from mmtrain.masks.banks import MaskError
 from mmtrain.masks.config import PruningConfig
 from mmtrain.masks.objective import subtask_loss
 from mmtrain.models import resnet
-from mmtrain.recipe import load_recipe
-from mmtrain.step.passes import Passes, check_pruning
+from mmtrain.models.model import MultiTaskModel, Outputs
+from mmtrain.recipe import Recipe, load_recipe
+from mmtrain.step.passes import check_pruning
 from mmtrain.step.rates import step_rates
+from pipelines.batch import Batch
 from pipelines.errors import UnknownNameError
 from tests.mmtrain.step.masked_run import (
     BODIES,
@@ -23,6 +25,7 @@ from tests.mmtrain.step.masked_run import (
     MaskedRun,
     micro_of,
     model_of,
+    passes_of,
     recipe_of,
 )
 
@@ -38,12 +41,21 @@ def shares_of(run: MaskedRun, *, step: int) -> list[Tensor]:
     """Each pass's share of the loss of a step, with its graph."""
     micros = [micro_of(run.recipe, step=step)]
     num_targets = run.objective.count_targets(micros)
-    return [
-        run.objective.micro_loss(
-            run.engine, micro, num_targets=num_targets, rates=run.rates(step), masked=masked
-        ).share
-        for micro, masked in run.passes.each(micros)
-    ]
+    shares = []
+    for micro, drawn in run.passes.each(micros):
+        with run.passes.masked(drawn):
+            share = run.objective.micro_loss(
+                run.engine, micro, num_targets=num_targets, rates=run.rates(step), masked=drawn
+            ).share
+        shares.append(share)
+    return shares
+
+
+def forward(model: MultiTaskModel, micro: Batch) -> Outputs:
+    return model(
+        task=micro.task, inputs=torch.from_numpy(micro.inputs),
+        input_lengths=torch.from_numpy(micro.input_lengths), targets=None,
+    )  # fmt: skip
 
 
 def gates_of(run: MaskedRun) -> list[UnitGate]:
@@ -55,10 +67,7 @@ def test_without_masks_a_micro_batch_passes_once_and_its_loss_is_the_task_s():
     assert run.passes.kept() is None
     (share,) = shares_of(run, step=SHADE_STEP)
     micro = micro_of(run.recipe, step=SHADE_STEP)
-    outputs = run.model(
-        task="shade", inputs=torch.from_numpy(micro.inputs),
-        input_lengths=torch.from_numpy(micro.input_lengths), targets=None,
-    )  # fmt: skip
+    outputs = forward(run.model, micro)
     loss = task_loss("cross_entropy", outputs.logits, torch.from_numpy(micro.targets))
     assert share.item() == (loss.total / 12).item()
 
@@ -67,17 +76,19 @@ def test_all_subtasks_and_a_drawn_union_with_the_task_pass():
     run = MaskedRun.build(recipe_of())
     for step in range(40):
         task = micro_of(run.recipe, step=step).task
-        unions = [masked.subtasks for masked in run.passes.of_task(task, step=step)]
+        unions = [drawn.subtasks for drawn in run.passes.of_task(task, step=step)]
         assert unions[0] == ALL
         assert set(unions[1]) & ({"shade"} if task == "shade" else {"ab", "c", "d"})
 
 
 def test_gates_have_masks_while_a_pass_is_open_and_none_afterwards():
     run = MaskedRun.build(recipe_of())
-    for masked in run.passes.of_task("shape", step=SHAPE_STEP):
-        assert masked.subtasks
-        assert all(gate.mask is not None for gate in gates_of(run))
-    assert all(gate.mask is None for gate in gates_of(run))
+    for drawn in run.passes.of_task("shape", step=SHAPE_STEP):
+        assert drawn.subtasks
+        assert all(gate.mask is None for gate in gates_of(run))
+        with run.passes.masked(drawn):
+            assert all(gate.mask is not None for gate in gates_of(run))
+        assert all(gate.mask is None for gate in gates_of(run))
     with run.passes.whole():
         assert all(gate.mask is not None for gate in gates_of(run))
     assert all(gate.mask is None for gate in gates_of(run))
@@ -86,7 +97,7 @@ def test_gates_have_masks_while_a_pass_is_open_and_none_afterwards():
 def test_loss_of_a_class_group_weighs_its_classes_and_a_whole_task_keeps_its_own():
     run = MaskedRun.build(recipe_of())
     classes = {
-        masked.subtasks: masked.classes for masked in run.passes.of_task("shape", step=SHAPE_STEP)
+        drawn.subtasks: drawn.classes for drawn in run.passes.of_task("shape", step=SHAPE_STEP)
     }
     assert classes.pop(ALL) == (0, 1, 2, 3)
     assert list(classes) == [("c",)]
@@ -102,16 +113,36 @@ def test_step_s_loss_is_the_mean_over_unions_of_loss_and_price():
     bank = run.passes.masks
     assert bank is not None
     expected = []
-    for masked in run.passes.of_task("shape", step=SHAPE_STEP):
-        outputs = run.model(
-            task="shape", inputs=torch.from_numpy(micro.inputs),
-            input_lengths=torch.from_numpy(micro.input_lengths), targets=None,
-        )  # fmt: skip
-        loss = subtask_loss(outputs.logits, targets, classes=masked.classes or (), beta=10.0)
-        rows = bank.utility[[ALL.index(name) for name in masked.subtasks]]
+    for drawn in run.passes.of_task("shape", step=SHAPE_STEP):
+        with run.passes.masked(drawn):
+            outputs = forward(run.model, micro)
+        loss = subtask_loss(outputs.logits, targets, classes=drawn.classes or (), beta=10.0)
+        rows = bank.utility[[ALL.index(name) for name in drawn.subtasks]]
         price = 0.1 * rows.abs().max(dim=0).values.mean()
         expected.append((loss.total / 12 + price) / 2)
     assert_close(torch.stack(shares), torch.stack(expected))
+
+
+@pytest.mark.parametrize("body", BODIES)
+def test_gradients_of_a_step_are_those_of_its_unions_by_hand_to_the_last_bit(body):
+    run, twin = (MaskedRun.build(recipe_of(body=BODIES[body])) for _ in range(2))
+    for share in shares_of(run, step=SHAPE_STEP):
+        share.backward()
+    micro, bank = micro_of(twin.recipe, step=SHAPE_STEP), twin.passes.masks
+    assert bank is not None
+    for draw in twin.passes.draws("shape", step=SHAPE_STEP):
+        masks = bank.masks(draw.subtasks)
+        classes = twin.passes.subtasks.classes(draw.subtasks, task="shape") or ()
+        with gated(twin.model, masks.gates):
+            outputs = forward(twin.model, micro)
+        targets = torch.from_numpy(micro.targets)
+        loss = subtask_loss(outputs.logits, targets, classes=classes, beta=10.0).total / 12
+        beside = outputs.auxiliary_loss + 0.1 * masks.utility.mean()
+        (draw.share * (loss + beside)).backward()
+    pairs = zip(run.model.named_parameters(), twin.model.parameters(), strict=True)
+    for (name, parameter), other in pairs:
+        assert (parameter.grad is None) == (other.grad is None), name
+        assert parameter.grad is None or torch.equal(parameter.grad, other.grad), name
 
 
 def test_price_is_nothing_while_it_warms_up():
@@ -164,7 +195,7 @@ def test_masks_learn_at_their_own_rate_and_do_not_decay():
 def test_masks_do_not_decay_in_the_loss_either():
     model = model_of(recipe_of())
     plain = weight_decay_loss(model.trained_by("shape"), weight=3.0)
-    Passes.build(recipe_of(), model)
+    passes_of(recipe_of(), model)
     masked = weight_decay_loss(model.trained_by("shape"), weight=3.0)
     assert "masks" in model.owners("shape")
     assert torch.equal(plain, masked)
@@ -189,14 +220,10 @@ def test_running_statistics_are_those_of_all_subtasks_together():
     body = BODIES["norms"]
     both = MaskedRun.build(recipe_of(body=body))
     alone = MaskedRun.build(recipe_of(body=body))
-    passes = alone.passes.of_task("shape", step=SHAPE_STEP)
     shares_of(both, step=SHAPE_STEP)
-    micro = micro_of(both.recipe, step=SHAPE_STEP)
-    next(passes)
-    alone.model(
-        task="shape", inputs=torch.from_numpy(micro.inputs),
-        input_lengths=torch.from_numpy(micro.input_lengths), targets=None,
-    )  # fmt: skip
+    first = next(alone.passes.of_task("shape", step=SHAPE_STEP))
+    with alone.passes.masked(first):
+        forward(alone.model, micro_of(both.recipe, step=SHAPE_STEP))
     assert statistics(both).abs().sum() > 0
     assert torch.equal(statistics(both), statistics(alone))
 
@@ -227,30 +254,34 @@ REFUSED = {
 }
 
 
+def check(recipe: Recipe) -> None:
+    check_pruning(recipe.pruning, tasks=recipe.tasks, engine=recipe.engine)
+
+
 @pytest.mark.parametrize(("reason", "fields"), REFUSED.items())
 def test_what_cannot_be_learned_is_refused_before_a_run(reason, fields):
     recipe = recipe_of().model_copy(update=fields)
     with pytest.raises(MaskError, match=reason):
-        check_pruning(recipe)
+        check(recipe)
 
 
 def test_unknown_tasks_and_classes_are_refused_by_name():
     for entry, message in (("shap", "nearest: shape, shade"), ("shape:e", "class of task shape")):
         config = pruning(subtasks={"x": (entry,)}, uncovered="allow")
         with pytest.raises(UnknownNameError, match=message):
-            check_pruning(recipe_of().model_copy(update={"pruning": config}))
+            check(recipe_of().model_copy(update={"pruning": config}))
 
 
 @pytest.mark.parametrize("name", ["san_resnet", "san_polyvit", "san_multimodel"])
 def test_subtasks_of_shipped_runs_have_all_of_their_tasks_and_classes(name):
-    check_pruning(load_recipe(name))
+    check(load_recipe(name))
 
 
 def test_a_recipe_without_masks_is_not_looked_at():
-    check_pruning(recipe_of(pruning=None))
+    check(recipe_of(pruning=None))
     model = model_of(recipe_of(pruning=None))
     names = set(model.state_dict())
-    Passes.build(recipe_of(pruning=None), model)
+    passes_of(recipe_of(pruning=None), model)
     assert set(model.state_dict()) == names
 
 
