@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import ModuleType
 
 import ray
 import ray.data
@@ -22,6 +23,7 @@ from pipelines.errors import BuildError, CorpusError
 from pipelines.fingerprint import split_fingerprint
 from pipelines.joint_vocabulary import joint_vocabulary, text_sides
 from pipelines.layout import BuildConfig, split_pieces, split_root
+from pipelines.names import load_module
 from pipelines.ownership import sole_owner
 from pipelines.shards import (
     COMPLETED,
@@ -135,10 +137,21 @@ def make_corpora(tasks: Iterable[Task], *, data_dir: Path, seed: int) -> None:
 def make_corpus(maker: str, folder: Path, seed: int) -> str | None:
     """Runs one maker; returns why it could not write, where it could not."""
     try:
-        importlib.import_module(f"pipelines.corpora.{maker}").make(folder, seed=seed)
+        load_maker(maker).make(folder, seed=seed)
     except OSError as error:
         return disk_failure(error, folder)
     return None
+
+
+def load_maker(name: str) -> ModuleType:
+    """The module of a maker: of `pipelines/corpora`, or a user's own.
+
+    Raises:
+        UnknownNameError: there is no such maker.
+        OwnCodeError: the user's file is gone, does not run, or has no `make`.
+    """
+    corpora = importlib.import_module("pipelines.corpora")  # by name: nothing here depends on it
+    return load_module(name, kind="corpus maker", package=corpora, needs=("make",))
 
 
 def start_ray() -> None:

@@ -22,7 +22,9 @@ def split_steps(
     steps = {task: int(share + 1e-9) for task, share in parts.items()}
     if remainder == "refuse" and any(abs(steps[task] - parts[task]) > 1e-6 for task in rates):
         raise PlanError(not_shared(total, unit=_whole_unit(rates), tasks=list(rates)))
-    by_remainder = sorted(rates, key=lambda task: steps[task] - parts[task])
+    by_remainder = sorted(
+        rates, key=lambda task: round(steps[task] - parts[task], 9)
+    )  # ties: equal
     for task in by_remainder[: total - sum(steps.values())]:
         steps[task] += 1
     empty = [task for task, count in steps.items() if count == 0]

@@ -5,7 +5,6 @@ so the reader that gets a range works out itself which rows of which shards to r
 actor, so open files and decoded row groups stay with it from range to range.
 """
 
-import functools
 import pickle
 import queue
 import threading
@@ -14,7 +13,6 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -23,13 +21,12 @@ import ray
 import ray.data
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines import modalities
 from pipelines.augment import augment
 from pipelines.batch import Batch
 from pipelines.batch_table import SCHEMA, from_table, to_row
 from pipelines.build import quiet_context
 from pipelines.errors import MMTrainError, StreamError
-from pipelines.modalities import Feature, Padded
+from pipelines.modalities import collate
 from pipelines.plan import BatchPlan, Plan, PlannedBatch
 from pipelines.shards import ShardReader
 
@@ -87,8 +84,8 @@ def assemble(planned: PlannedBatch, *, plan: BatchPlan, reader: ShardReader) -> 
     rows, task = planned.rows, plan.manifests[planned.task].task
     examples = reader.read(task.name, rows=rows if len(rows) else np.zeros(1, np.int64))
     examples = augment(examples, planned=planned, task=task, seed=plan.seed)
-    inputs = _pad(task.inputs, [example.inputs for example in examples])
-    targets = _pad(task.targets, [example.targets for example in examples])
+    inputs = collate([example.inputs for example in examples])
+    targets = collate([example.targets for example in examples])
     size = len(rows)
     return Batch(
         step=planned.step,
@@ -100,15 +97,6 @@ def assemble(planned: PlannedBatch, *, plan: BatchPlan, reader: ShardReader) -> 
         target_lengths=targets.lengths[:size],
         example_ids=rows.astype(np.int64),
     )
-
-
-def _pad(feature: Feature, arrays: list[np.ndarray]) -> Padded:
-    return _modality(feature.modality).collate(arrays, feature=feature)
-
-
-@functools.cache
-def _modality(name: str) -> ModuleType:
-    return modalities.load(name)  # looks into the package's folder: too slow for each batch
 
 
 def stream(

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validat
 
 from pipelines import modalities
 from pipelines.modalities import Feature
+from pipelines.names import Name
 
 Split = Literal["train", "validation", "test", "test_hard"]
 
@@ -25,16 +26,17 @@ class Source(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     uri: str = Field(description="Folder of the corpus; relative paths are under the data folder.")
-    format: str = Field(description="Reader's name: a function of pipelines/readers.py.")
+    format: Name = Field(description="Of pipelines/readers.py, or my_formats.py:MY_FORMAT.")
     splits: tuple[Split, ...] = Field(
         default=("train", "validation", "test"), description="Splits there."
     )
     options: dict[str, str] = Field(
         default={}, description="Reader options, e.g. which column is input."
     )
-    maker: str | None = Field(
+    maker: Name | None = Field(
         default=None,
-        description="Module of pipelines/corpora that makes the corpus offline; None: yours.",
+        description="Module that makes the corpus: of pipelines/corpora, or my_maker.py; None: it "
+        "is there.",
     )
 
 
@@ -43,7 +45,7 @@ class Augmentation(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(description="Function of pipelines/augment.py.")
+    name: Name = Field(description="Of pipelines/augmentations.py, or my_augmentations.py:MyClass.")
     settings: dict[str, float] = Field(default={}, description="Its keyword arguments.")
 
 

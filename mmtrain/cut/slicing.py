@@ -78,7 +78,7 @@ def narrowed_config(
     """
     tasks = list(tasks)
     nets = {net for task in tasks for net in (task.input_net, task.output_net)}
-    inputs = {task.input_net for task in tasks}
+    inputs = {task.stem: task.input_net for task in tasks}
     body, stems = dict(getattr(config.body, "units", {})), {}
     for name, mask in kept.items():
         count, (part, rest) = int(mask.sum()), name.split(".", 1)
@@ -91,9 +91,10 @@ def narrowed_config(
             body[rest if part == "body" else name] = count
     body = {name: n for name, n in body.items() if _is_of(name, inputs)}
     held = {net: settings for net, settings in config.nets.items() if net in nets}
-    for net in inputs & stems.keys():
+    for stem in inputs.keys() & stems.keys():
+        net = inputs[stem]
         settings = held.get(net) or modalities.load(net).Config()
-        held[net] = _with_units(settings, {**cast(Any, settings).units, **stems[net]})
+        held[net] = _with_units(settings, {**cast(Any, settings).units, **stems[stem]})
     smaller = _with_units(config.body, body) if body else config.body
     fields = {name: getattr(config, name) for name in ModelConfig.model_fields}
     return ModelConfig.model_validate({**fields, "body": smaller, "nets": held})

@@ -237,11 +237,11 @@ class Planner:
         return sum(self._recipe.tasks[batch.task].targets.num_outputs or 0 for batch in batches)
 
     def _steps(self) -> list[list[LongestBatch]]:
-        """The largest batches of each task, one step each; of a schedule that adds all tasks up,
-        one step of all.
+        """The largest batches of each task, one step each; of a schedule that adds tasks up, one
+        step of all, for it may put the largest together.
         """  # fmt: skip
         largest = {name: _largest(some) for name, some in self._batches.items()}
-        if self._recipe.schedule.name == "accumulating":
+        if self._recipe.schedule.kind.tasks_a_step != 1:
             return [[some[0] for some in largest.values()]]
         return [[batch] for some in largest.values() for batch in some]
 

@@ -25,7 +25,6 @@ from mmtrain.predict.answers import Prediction, load_kind
 from pipelines import modalities
 from pipelines.errors import BadExampleError, MMTrainError, UnknownNameError
 from pipelines.modalities import Feature
-from pipelines.modalities.tree import delinearise, to_brackets
 from pipelines.vocabulary import Vocabulary
 
 _MAX_PARTS = 8  # cut models kept in memory
@@ -164,7 +163,7 @@ class Predictor:
 
     def to_batch(self, feature: Feature, arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Arrays of one feature, padded and on the device, with their lengths (B,)."""
-        padded = modalities.load(feature.modality).collate(arrays, feature=feature)
+        padded = modalities.collate(arrays)
         values = torch.from_numpy(padded.values).to(self.device)
         lengths = torch.from_numpy(padded.lengths).to(self.device)
         return (values.long() if values.dtype == torch.int32 else values), lengths.long()
@@ -340,10 +339,5 @@ class Predictor:
 
 def _finished(prediction: Prediction, *, task: BundleTask, value: str | bytes | Path) -> Prediction:
     """The prediction with its bracketed tree, where it is one over the sentence's words."""
-    if task.targets.modality != "tree":
-        return prediction
-    try:
-        tree = to_brackets(delinearise(prediction.text, sentence=str(value)))
-    except BadExampleError:
-        return prediction
-    return replace(prediction, tree=tree)
+    tree = task.targets.completed(prediction.text, source=str(value))
+    return replace(prediction, tree=tree) if tree else prediction

@@ -8,7 +8,7 @@ from mmtrain.bundle import BundleTask
 from mmtrain.predict.answers import Prediction
 from mmtrain.serving.config import Limits
 from mmtrain.serving.networks import Network
-from pipelines.modalities.numbers import BOX, NumbersFeature
+from pipelines.modalities.numbers import NumbersFeature
 
 _TAKES = ("max_tokens", "max_s", "sample_rate_hz", "height", "width", "channels", "num_frames")
 _MAX_NAME, _MAX_SUBTASKS, _MAX_BEAM = 200, 64, 8
@@ -125,7 +125,7 @@ class HealthAnswer(BaseModel):
 def to_answer(name: str, prediction: Prediction, *, task: BundleTask, network: int) -> Answer:
     """One task's prediction as it is sent."""
     box = None
-    if isinstance(task.targets, NumbersFeature) and task.targets.names == BOX:
+    if isinstance(task.targets, NumbersFeature) and task.targets.place == "box":
         low, high = task.targets.low, task.targets.high
         shares = {
             side: min(1.0, max(0.0, (value - low) / (high - low)))

@@ -41,7 +41,8 @@ class Feed:
         check_corpora(start, manifests)
         self.plan = build_plan(recipe, manifests, ranks=ranks, start=start)
         self._config = recipe.stream
-        self._adaptive = recipe.schedule.adaptive if recipe.schedule.name == "adaptive" else None
+        is_decided = recipe.schedule.kind.rates_at == "decided"
+        self._adaptive = recipe.schedule.adaptive if is_decided else None
         self._mixing = Mixing.model_validate(start.mixing)
         self._totals: dict[str, Tensor] = {}
         self._batches: Iterator[Batch] | None = None

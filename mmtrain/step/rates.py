@@ -76,7 +76,7 @@ def on_one_clock(
 def run_optimizer(recipe: Recipe) -> OptimizerConfig:
     """The optimizer's config with the warm-up of the whole run."""
     tasks = recipe.tasks.values()
-    together = len(tasks) if recipe.schedule.name == "accumulating" else 1
+    together = recipe.schedule.kind.together(len(tasks))
     return on_one_clock(recipe.optimizer, tasks, tasks_per_step=together)
 
 
