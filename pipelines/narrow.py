@@ -13,9 +13,8 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import CorpusError
 from pipelines.modalities import Feature
+from pipelines.seal import write_manifest
 from pipelines.shards import (
-    COMPLETED,
-    MANIFEST,
     Example,
     Manifest,
     ShardReader,
@@ -78,8 +77,7 @@ def narrow_split(manifest: Manifest, *, classes: Sequence[int], data_dir: Path) 
             "quarantined": {},
         }
     )
-    (folder / MANIFEST).write_text(narrowed.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    (folder / COMPLETED).write_text(narrowed.digest)
+    write_manifest(folder, narrowed)
     return open_manifest(folder)
 
 

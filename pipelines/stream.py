@@ -5,7 +5,6 @@ so the reader that gets a range works out itself which rows of which shards to r
 actor, so open files and decoded row groups stay with it from range to range.
 """
 
-import pickle
 import queue
 import threading
 import time
@@ -23,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.augment import augment
 from pipelines.batch import Batch
-from pipelines.batch_table import SCHEMA, from_table, to_row
+from pipelines.batch_table import from_table, to_table
 from pipelines.build import quiet_context
 from pipelines.errors import MMTrainError, StreamError
 from pipelines.modalities import collate
@@ -303,18 +302,19 @@ class RangeReader:
 
         What the user must mend travels as a row: Ray would hand on no more than its text.
         """
-        rows, num_bytes = [], 0
+        items: list[Batch | MMTrainError] = []
+        num_bytes = 0
         try:
             for batch in (batch for row in ranges.to_pylist() for batch in self._read(**row)):
-                rows.append(to_row(batch))
+                items.append(batch)
                 num_bytes += batch.inputs.nbytes + batch.targets.nbytes
                 if num_bytes >= self._block_bytes:
-                    yield pa.Table.from_pylist(rows, SCHEMA)
-                    rows, num_bytes = [], 0
+                    yield to_table(items)
+                    items, num_bytes = [], 0
         except MMTrainError as error:
-            rows.append({"error": pickle.dumps(error)})
-        if rows:
-            yield pa.Table.from_pylist(rows, SCHEMA)
+            items.append(error)
+        if items:
+            yield to_table(items)
 
     def _read(self, begin: int, end: int) -> Iterator[Batch]:
         for step in range(begin, end):

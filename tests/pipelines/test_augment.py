@@ -11,7 +11,7 @@ from pipelines.augment import (
     check_augmentations,
     load,
 )
-from pipelines.build import finish_split, plan_split, split_units
+from pipelines.build import plan_split, split_units
 from pipelines.errors import AugmentationError, UnknownNameError
 from pipelines.modalities import Feature
 from pipelines.modalities.audio import AudioFeature
@@ -23,6 +23,7 @@ from pipelines.modalities.text import TextFeature
 from pipelines.modalities.video import VideoFeature
 from pipelines.plan import Plan, PlannedBatch, SequentialPlan
 from pipelines.schedule import ScheduleConfig
+from pipelines.seal import finish_split
 from pipelines.shards import Example, Manifest, open_manifest
 from pipelines.stream import read_batches
 from pipelines.task import Augmentation, Source, Task

@@ -10,9 +10,7 @@ import pytest
 from pipelines import build as build_module
 from pipelines import modalities, readers, writer
 from pipelines.build import (
-    SplitJob,
     build_splits,
-    finish_split,
     is_fresh,
     plan_split,
     split_units,
@@ -24,6 +22,7 @@ from pipelines.modalities import video
 from pipelines.modalities.image import ImageFeature, to_png
 from pipelines.modalities.label import LabelFeature
 from pipelines.modalities.video import VideoFeature
+from pipelines.seal import SplitJob, finish_split
 from pipelines.shards import COMPLETED, QUARANTINE, open_manifest, shard_folder
 from pipelines.task import Source, Task
 from pipelines.writer import UnitReport, write_unit
@@ -120,7 +119,7 @@ def break_at(stage: str, monkeypatch) -> None:
     if stage == "plan":
         monkeypatch.setattr(readers, "pieces", fail)
     elif stage == "seal":
-        monkeypatch.setattr(build_module, "seal", fail)
+        monkeypatch.setattr("pipelines.seal.seal", fail)
     elif stage == "rename":
         monkeypatch.setattr(build_module.Path, "rename", fail)
     else:
