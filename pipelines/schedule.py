@@ -34,10 +34,7 @@ class ScheduleConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Name = Field(
-        default="weighted",
-        description="Of pipelines/schedule.py, or my_schedules.py:MY_SCHEDULE.",
-    )
+    name: Name = Field("weighted", description="Of pipelines/schedule.py, or my_schedules.py:MINE.")
     rates: dict[str, float] = Field(
         default={}, description="U_j up to a factor, by task; not given: its num_steps, else 1."
     )
@@ -80,13 +77,13 @@ class ScheduleConfig(BaseModel):
 
     def only(self, tasks: Iterable[str]) -> "ScheduleConfig":
         """The same without the rates of other tasks."""
-        kept = set(tasks)
-        points = {step: _only(rates, kept) for step, rates in self.rates_at.items()}
-        return self.model_copy(update={"rates": _only(self.rates, kept), "rates_at": points})
+        named = set(tasks)
 
+        def kept(rates: Mapping[str, float]) -> dict[str, float]:
+            return {task: rate for task, rate in rates.items() if task in named}
 
-def _only(rates: Mapping[str, float], tasks: set[str]) -> dict[str, float]:
-    return {task: rate for task, rate in rates.items() if task in tasks}
+        points = {step: kept(rates) for step, rates in self.rates_at.items()}
+        return self.model_copy(update={"rates": kept(self.rates), "rates_at": points})
 
 
 @dataclass(frozen=True, slots=True)

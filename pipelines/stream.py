@@ -275,14 +275,9 @@ class Paced:
         time.sleep(max(0.0, self._turned + TURN_S - time.perf_counter()))
         self._turned = time.perf_counter()
 
-    def before_execution_starts(self, executor: object) -> None:
-        """Nothing is to be done."""
+    def _ignore(self, *_: object) -> None: ...
 
-    def after_execution_succeeds(self, executor: object) -> None:
-        """Nothing is to be done."""
-
-    def after_execution_fails(self, executor: object, error: Exception) -> None:
-        """Nothing is to be done."""
+    before_execution_starts = after_execution_succeeds = after_execution_fails = _ignore
 
 
 class RangeReader:

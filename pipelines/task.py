@@ -5,12 +5,11 @@ it prints, pickles, and goes to JSON and back.
 """
 
 import re
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pipelines import modalities
-from pipelines.modalities import Feature
+from pipelines.modalities import AnyFeature
 from pipelines.names import Name
 
 Split = Literal["train", "validation", "test", "test_hard"]
@@ -56,8 +55,8 @@ class Task(BaseModel):
 
     name: str = Field(description="Lower-case words joined by underscores; unique in a run.")
     source: Source
-    inputs: SerializeAsAny[Feature]
-    targets: SerializeAsAny[Feature]
+    inputs: AnyFeature
+    targets: AnyFeature
     command: str | None = Field(
         default=None,
         description="Command token that starts decoding, e.g. 'to_english'; None: no decoder.",
@@ -126,10 +125,3 @@ class Task(BaseModel):
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise ValueError(f"task name {name!r}: use lower-case letters, digits and underscores")
         return name
-
-    @field_validator("inputs", "targets", mode="before")
-    @classmethod
-    def _feature_of_its_modality(cls, value: Any) -> Any:
-        if isinstance(value, dict):  # from JSON: the modality says which class reads it
-            return modalities.load(value["modality"]).FEATURE(**value)
-        return value

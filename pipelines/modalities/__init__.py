@@ -23,10 +23,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 from types import ModuleType
-from typing import ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, SerializeAsAny
 
 from pipelines.errors import MMTrainError
 from pipelines.file_formats import FileFormat
@@ -193,6 +193,14 @@ def load(name: str) -> ModuleType:
         package=sys.modules[__name__],
         needs=("FEATURE", "encode", "decode"),
     )
+
+
+def _read(value: Any) -> Any:
+    return load(value["modality"]).FEATURE(**value) if isinstance(value, Mapping) else value
+
+
+# Of a config's field: from JSON, the modality says which class reads it
+AnyFeature = Annotated[SerializeAsAny[Feature], BeforeValidator(_read)]
 
 
 def is_text(name: str) -> bool:

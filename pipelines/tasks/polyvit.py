@@ -55,8 +55,11 @@ def digits_task(
     name: str, source: Source, inputs: Feature, targets: Feature, *, num_steps: int, **fields: Any
 ) -> Task:
     """A task in mini-batches of 32, at the rate 0.1 after a warm-up of a part of its steps."""
-    defaults = {"metrics": CLASS_METRICS, "baseline": "majority_class"}
-    defaults["warmup_steps"] = num_steps // 20
+    defaults: dict[str, Any] = {
+        "metrics": CLASS_METRICS,
+        "baseline": "majority_class",
+        "warmup_steps": num_steps // 20,
+    }
     return Task(
         name=name, source=source, inputs=inputs, targets=targets, batch_size=32,
         num_steps=num_steps, learning_rate=0.1, **(defaults | fields),
