@@ -34,7 +34,7 @@ class ScheduleConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: Name = Field("weighted", description="Of pipelines/schedule.py, or my_schedules.py:MINE.")
+    name: Name = Field(default="weighted", description="Of pipelines/schedule.py, or my.py:MINE.")
     rates: dict[str, float] = Field(
         default={}, description="U_j up to a factor, by task; not given: its num_steps, else 1."
     )
