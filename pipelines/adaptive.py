@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pydantic import BaseModel, ConfigDict, Field
 
 from pipelines.errors import PlanError
+from pipelines.step_counts import largest_remainders
 
 
 class AdaptiveConfig(BaseModel):
@@ -53,11 +54,7 @@ def adapted_counts(
             f"each of {len(rates)} tasks; use at least {len(rates)}"
         )
     parts = {task: spare * rate / whole for task, rate in wanted.items()}
-    counts = {task: 1 + int(part + 1e-9) for task, part in parts.items()}
-    by_remainder = sorted(rates, key=lambda task: counts[task] - parts[task])
-    for task in by_remainder[: config.decide_every - sum(counts.values())]:
-        counts[task] += 1
-    return counts
+    return {task: 1 + more for task, more in largest_remainders(parts, total=spare).items()}
 
 
 class Mixing(BaseModel):

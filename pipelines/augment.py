@@ -1,8 +1,8 @@
 """Augmentation: random changes of training examples, drawn anew each time one is read.
 
 What is drawn is keyed by (seed, task, example, epoch): no state, so that ranks, accumulation and
-resuming change nothing. An augmentation is a class here, found by its name in AUGMENTATIONS, whose
-fields are its settings. There are two kinds:
+resuming change nothing. An augmentation is a class whose fields are its settings, in AUGMENTATIONS
+or a user's own, `my_augmentations.py:Blur`. There are two kinds:
 
     a change of looks alters the values of the input and leaves the target as it is
     a move takes another window of the picture; masks and boxes move with it
@@ -13,29 +13,29 @@ are uint8 before and after.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from pipelines.errors import AugmentationError, UnknownNameError, first_problem
+from pipelines.errors import AugmentationError, first_problem
 from pipelines.modalities.numbers import BOX
+from pipelines.names import load_object
 from pipelines.plan import PlannedBatch
 from pipelines.shards import Example
 from pipelines.shuffle import keyed_generator
 from pipelines.task import Augmentation, Task
+from pipelines.window import Window
 
 Rng = np.random.Generator
 WINDOW_TRIES = 10
-ROUNDING = 1e-9
 LUMINANCE = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 
 
 class _Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-    inputs: ClassVar[tuple[str, ...]] = ("image", "video")  # modalities that it is for
+    inputs: ClassVar[tuple[str, ...]] = ("image", "video")  # array kinds that it is for
 
 
 class Looks(_Settings):
@@ -49,70 +49,9 @@ class Looks(_Settings):
 class Move(_Settings):
     """Another window of the picture in place of the whole."""
 
-    def window(self, *, height: int, width: int, rng: Rng) -> "Window":
+    def window(self, *, height: int, width: int, rng: Rng) -> Window:
         """A window of a picture of so many pixels."""
         raise NotImplementedError
-
-
-@dataclass(frozen=True, slots=True)
-class Window:
-    """A part of a picture, in shares of its width and height; what lies beyond the edge is 0."""
-
-    left: float = 0.0
-    top: float = 0.0
-    width: float = 1.0
-    height: float = 1.0
-    mirrored: bool = False
-
-    def of_planes(self, planes_PYX: np.ndarray, *, resample: Image.Resampling) -> np.ndarray:
-        """The window of each plane, uint8, stretched to the size of the whole.
-
-        A window as large as the whole is moved by whole pixels.
-        """
-        if self.width == self.height == 1.0:
-            seen = self._moved(planes_PYX)
-        else:
-            seen = np.stack([self._stretched(plane, resample) for plane in planes_PYX])
-        return seen[..., ::-1] if self.mirrored else seen
-
-    def of_frames(self, pixels: np.ndarray) -> np.ndarray:
-        """The same window of each frame and channel of uint8 (..., Y, X, C)."""
-        planes = np.moveaxis(pixels, -1, 0)
-        flat = planes.reshape(-1, *planes.shape[-2:])
-        seen = self.of_planes(flat, resample=Image.Resampling.BILINEAR).reshape(planes.shape)
-        return np.ascontiguousarray(np.moveaxis(seen, 0, -1))
-
-    def _moved(self, planes: np.ndarray) -> np.ndarray:
-        rows, columns = planes.shape[-2:]
-        down = min(max(round(self.top * rows), -rows), rows)
-        right = min(max(round(self.left * columns), -columns), columns)
-        inner = (slice(max(0, down), rows + down), slice(max(0, right), columns + right))
-        outer = (slice(max(0, -down), rows - down), slice(max(0, -right), columns - right))
-        out = np.zeros_like(planes)
-        out[..., outer[0], outer[1]] = planes[..., inner[0], inner[1]]
-        return out
-
-    def _stretched(self, plane: np.ndarray, resample: Image.Resampling) -> np.ndarray:
-        size = (plane.shape[1], plane.shape[0])
-        sides = (self.left, self.top, self.left + self.width, self.top + self.height)
-        picture = Image.fromarray(plane)
-        if min(sides) >= 0 and max(sides) <= 1 + ROUNDING:
-            edges = np.multiply(np.minimum(sides, 1.0), size * 2).tolist()
-            return np.asarray(picture.resize(size, resample, box=edges))  # 3 times as fast
-        edges = np.multiply(sides, size * 2).tolist()
-        extent = Image.Transform.EXTENT
-        return np.asarray(picture.transform(size, extent, data=edges, resample=resample))
-
-    def of_box(self, box: np.ndarray) -> np.ndarray | None:
-        """A box (left, top, right, bottom) in shares of the window; None: its middle is outside."""
-        corner = np.array([self.left, self.top] * 2)
-        moved = (box - corner) / np.array([self.width, self.height] * 2)
-        middle = (moved[:2] + moved[2:]) / 2
-        if (middle < 0).any() or (middle > 1).any():
-            return None
-        if self.mirrored:
-            moved = np.array([1 - moved[2], moved[1], 1 - moved[0], moved[3]])
-        return np.clip(moved, 0.0, 1.0).astype(box.dtype)
 
 
 class RandomCropFlip(Move):
@@ -146,7 +85,6 @@ class Shift(Move):
     pixels: int = Field(default=2, ge=1, description="Farthest move, each way.")
 
     def window(self, *, height: int, width: int, rng: Rng) -> Window:
-        """Of the picture's size."""
         right, down = rng.integers(-self.pixels, self.pixels, size=2, endpoint=True)
         return Window(left=float(right) / width, top=float(down) / height)
 
@@ -158,7 +96,6 @@ class Zoom(Move):
     high: float = Field(default=1.33, gt=0, description="Greatest scale.")
 
     def window(self, *, height: int, width: int, rng: Rng) -> Window:
-        """Of the picture's shape."""
         side = 1.0 / rng.uniform(min(self.low, self.high), max(self.low, self.high))
         return Window(rng.random() * (1 - side), rng.random() * (1 - side), side, side)
 
@@ -169,7 +106,6 @@ class Flip(Move):
     prob: float = Field(default=0.5, ge=0, le=1, description="How often.")
 
     def window(self, *, height: int, width: int, rng: Rng) -> Window:
-        """The whole picture."""
         return Window(mirrored=bool(rng.random() < self.prob))
 
 
@@ -186,11 +122,8 @@ class ColorJitter(Looks):
 
     def changed(self, array: np.ndarray, *, rng: Rng) -> np.ndarray:
         """uint8 (..., Y, X, C)."""
-        bright, contrast, saturate = 1 + rng.uniform(-1, 1, size=3) * (
-            self.brightness,
-            self.contrast,
-            self.saturation,
-        )
+        spans = (self.brightness, self.contrast, self.saturation)
+        bright, contrast, saturate = 1 + rng.uniform(-1, 1, size=3) * spans
         if rng.random() >= self.prob:
             return array
         pixels = array.astype(np.float32) * np.float32(bright)
@@ -273,13 +206,15 @@ def check_augmentations(task: Task) -> None:
         UnknownNameError: there is no such augmentation.
         AugmentationError: what is wrong, and what would be right.
     """
+    kind = task.inputs.array_kind
     for augmentation in task.augment:
         change, name = load(augmentation), f"task {task.name}: augmentation {augmentation.name}"
-        modality = task.inputs.modality
-        if modality not in change.inputs or task.inputs.net == "waveform":
+        if kind not in change.inputs:
+            fitting = [name for name, shipped in AUGMENTATIONS.items() if kind in shipped.inputs]
+            remedy = f", or choose of {', '.join(fitting)}" if fitting else ""
             raise AugmentationError(
                 f"{name} is for {' and '.join(change.inputs)}, not for {task.inputs.net}; leave it "
-                f"out, or choose of {', '.join(fitting(modality))}"
+                f"out{remedy}"
             )
         if isinstance(change, Gray) and getattr(task.inputs, "channels", 3) == 1:
             raise AugmentationError(f"{name}: the pictures are grey already; leave it out")
@@ -290,16 +225,11 @@ def check_augmentations(task: Task) -> None:
             )
 
 
-def fitting(modality: str) -> list[str]:
-    """Names of the augmentations for inputs of a modality."""
-    return [name for name, change in AUGMENTATIONS.items() if modality in change.inputs]
-
-
 def _moves_along(task: Task) -> bool:
     """Whether targets that say where something is are of a kind that a window can move."""
-    if task.targets.modality == "mask":
-        return task.inputs.modality == "image"
-    return task.targets.modality != "numbers" or getattr(task.targets, "names", ()) == BOX
+    if task.targets.place == "mask":
+        return task.inputs.array_kind == "image"
+    return task.targets.place != "unknown"
 
 
 def load(augmentation: Augmentation) -> Looks | Move:
@@ -307,11 +237,13 @@ def load(augmentation: Augmentation) -> Looks | Move:
 
     Raises:
         UnknownNameError: there is none of that name.
+        OwnCodeError: the user's file is gone, does not run, or names something else.
         AugmentationError: a setting is unknown or out of its range.
     """
-    if augmentation.name not in AUGMENTATIONS:
-        raise UnknownNameError("augmentation", augmentation.name, tuple(AUGMENTATIONS))
-    kind = AUGMENTATIONS[augmentation.name]
+    own = type(_Settings)  # the class of the classes that are augmentations
+    kind = load_object(augmentation.name, kind="augmentation", shipped=AUGMENTATIONS, of=own)
+    if not issubclass(kind, Looks | Move):
+        raise AugmentationError(f"augmentation {augmentation.name}: make it a Looks or a Move")
     try:
         return kind.model_validate(augmentation.settings)
     except ValidationError as error:
@@ -340,7 +272,7 @@ def augment(
         augment_one(
             example,
             changes=changes,
-            targets=task.targets.modality,
+            place=task.targets.place,
             rng=keyed_generator(seed, task.name, "augment", row, epoch),
         )
         for example, (row, epoch) in zip(examples, keys, strict=True)
@@ -348,25 +280,25 @@ def augment(
 
 
 def augment_one(
-    example: Example, *, changes: Sequence[Looks | Move], targets: str, rng: Rng
+    example: Example, *, changes: Sequence[Looks | Move], place: str, rng: Rng
 ) -> Example:
-    """One example after all changes, in order; `targets` is the modality of its targets."""
+    """One example after all changes, in order; `place` is its targets' (`Feature.place`)."""
     for change in changes:
         if isinstance(change, Move):
-            example = _moved(example, change=change, targets=targets, rng=rng)
+            example = _moved(example, change=change, place=place, rng=rng)
         else:
             example = Example(change.changed(example.inputs, rng=rng), example.targets)
     return example
 
 
-def _moved(example: Example, *, change: Move, targets: str, rng: Rng) -> Example:
+def _moved(example: Example, *, change: Move, place: str, rng: Rng) -> Example:
     """Input and target in one window; a box must stay in sight, else another window is drawn."""
     height, width = example.inputs.shape[-3:-1]
     for _ in range(WINDOW_TRIES):
         window, moved = change.window(height=height, width=width, rng=rng), example.targets
-        if targets == "mask":
+        if place == "mask":
             moved = window.of_planes(moved[None], resample=Image.Resampling.NEAREST)[0]
-        elif targets == "numbers":
+        elif place == "box":
             moved = window.of_box(moved)
         if moved is not None:
             return Example(window.of_frames(example.inputs), moved)

@@ -13,11 +13,8 @@ import pyarrow.parquet as pq
 
 from pipelines.errors import CorpusError
 from pipelines.modalities import Feature
-from pipelines.modalities.label import LabelFeature
-from pipelines.modalities.multilabel import MultiLabelFeature
+from pipelines.seal import write_manifest
 from pipelines.shards import (
-    COMPLETED,
-    MANIFEST,
     Example,
     Manifest,
     ShardReader,
@@ -38,9 +35,9 @@ def narrowed_feature(feature: Feature, *, classes: Sequence[int]) -> Feature:
     Raises:
         CorpusError: the feature has no classes to leave out.
     """
-    if not isinstance(feature, LabelFeature | MultiLabelFeature):
+    if not feature.is_divisible:
         raise CorpusError(f"{feature.modality} targets have no classes to leave out")
-    names = tuple(feature.classes[number] for number in classes)
+    names = tuple(_classes(feature)[number] for number in classes)
     return feature.model_copy(update={"classes": names})
 
 
@@ -64,7 +61,7 @@ def narrow_split(manifest: Manifest, *, classes: Sequence[int], data_dir: Path) 
         folder / "shard-00000.parquet", bounds=task.bucket_bounds, row_group_rows=rows
     )
     for origin, example in _examples(manifest):
-        target = narrowed_target(example.targets, task.targets, classes=classes)
+        target = task.targets.narrowed(example.targets, classes=classes)
         if target is not None:
             writer.write(Example(example.inputs, target), origin=origin)
     shard, counts = writer.close(), writer.counts
@@ -80,8 +77,7 @@ def narrow_split(manifest: Manifest, *, classes: Sequence[int], data_dir: Path) 
             "quarantined": {},
         }
     )
-    (folder / MANIFEST).write_text(narrowed.model_dump_json(indent=1) + "\n", encoding="utf-8")
-    (folder / COMPLETED).write_text(narrowed.digest)
+    write_manifest(folder, narrowed)
     return open_manifest(folder)
 
 
@@ -98,15 +94,9 @@ def _examples(manifest: Manifest) -> Iterator[tuple[str, Example]]:
                 row += count
 
 
-def narrowed_target(
-    target: np.ndarray, feature: Feature, *, classes: Sequence[int]
-) -> np.ndarray | None:
-    """The target under the new ids; None: its class is left out."""
-    if isinstance(feature, MultiLabelFeature):
-        return target[list(classes)]
-    number = int(target[0])
-    return np.array([classes.index(number)], target.dtype) if number in classes else None
+def _classes(feature: Feature) -> tuple[str, ...]:
+    return getattr(feature, "classes", ())
 
 
 def _shown(feature: Feature) -> str:
-    return f"classes {', '.join(getattr(feature, 'classes', ()))}"
+    return f"classes {', '.join(_classes(feature))}"

@@ -23,8 +23,9 @@ from typing import Any, BinaryIO
 
 import fsspec
 
-from pipelines.errors import BuildError, UnknownNameError
+from pipelines.errors import BuildError
 from pipelines.files import FileReadError, os_reason, read_retried
+from pipelines.names import load_object
 from pipelines.task import Source
 
 # "(NP" opens a bracket with its label; whatever stands apart from one is a leaf
@@ -75,7 +76,14 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """How files of a format are found and read."""
+    """How files of a format are found and read.
+
+    Args:
+        suffixes: of its files, in small letters, with the dot.
+        read: the rows of a piece, in order.
+        by_line: whether a row is a line, so that a piece may be a range of lines of one file; else
+            a piece is whole files.
+    """
 
     suffixes: tuple[str, ...]
     read: Callable[[Piece], Iterator[RawRow]]
@@ -116,14 +124,13 @@ def rows(piece: Piece) -> Iterator[RawRow]:
 
 
 def format_of(source: Source) -> Format:
-    """How a source is read.
+    """How a source is read: by a shipped format, or by a `Format` of a user's own.
 
     Raises:
         UnknownNameError: no such format.
+        OwnCodeError: the user's file is gone, does not run, or names something else.
     """
-    if source.format not in FORMATS:
-        raise UnknownNameError("source format", source.format, tuple(FORMATS))
-    return FORMATS[source.format]
+    return load_object(source.format, kind="source format", shipped=FORMATS, of=Format)
 
 
 def listing(source: Source, *, root: str) -> list[tuple[str, int, str]]:

@@ -1,8 +1,9 @@
 """Mixture schedules: which tasks train at a step.
 
 A schedule is a pure function of (seed, step): all ranks agree without a collective, and a resumed
-run needs the step and nothing else. Each function below lays out a run, as an array of task numbers
-with one row a step, or as segments of such (`order.py`).
+run needs the step and nothing else. A schedule is a function that lays out a run, as an array of
+task numbers with one row a step, or as segments of such (`order.py`), in a `ScheduleKind` that says
+what others must know of it; a user's own is named `my_schedules.py:PAIRS`.
 
 Names and counts follow PolyViT (arXiv:2111.12993, Sec. 3.3): U_j is the number of mini-batches of
 task j, U their sum over T tasks; every schedule trains U mini-batches. Rates may change on the way
@@ -10,16 +11,17 @@ task j, U their sum over T tasks; every schedule trains U mini-batches. Rates ma
 """
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from pipelines.adaptive import AdaptiveConfig
 from pipelines.errors import PlanError, UnknownNameError
 from pipelines.mixture import even_order, shares, tempered
+from pipelines.names import Name, load_object
 from pipelines.order import Order, SegmentedOrder, WholeOrder
 from pipelines.scheduled import ScheduledTask
 from pipelines.shuffle import keyed_order
@@ -32,7 +34,7 @@ class ScheduleConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(default="weighted", description="Function of pipelines/schedule.py.")
+    name: Name = Field(default="weighted", description="Of pipelines/schedule.py, or my.py:MINE.")
     rates: dict[str, float] = Field(
         default={}, description="U_j up to a factor, by task; not given: its num_steps, else 1."
     )
@@ -53,32 +55,58 @@ class ScheduleConfig(BaseModel):
     )
     adaptive: AdaptiveConfig = AdaptiveConfig()
 
-    @field_validator("rates")
-    @classmethod
-    def _rates_are_positive(cls, rates: dict[str, float]) -> dict[str, float]:
-        wrong = {task: rate for task, rate in rates.items() if not 0 < rate < float("inf")}
-        if wrong:
-            raise ValueError(f"rates must be positive and finite, not {wrong}; leave the task out")
-        return rates
+    @model_validator(mode="after")
+    def _rates_are_positive(self) -> Self:
+        for rates in (self.rates, *self.rates_at.values()):
+            wrong = {task: rate for task, rate in rates.items() if not 0 < rate < float("inf")}
+            if wrong:
+                raise ValueError(
+                    f"rates must be positive and finite, not {wrong}; leave the task out"
+                )
+        return self
 
-    @field_validator("rates_at")
-    @classmethod
-    def _rates_at_are_positive(
-        cls, rates_at: dict[int, dict[str, float]]
-    ) -> dict[int, dict[str, float]]:
-        for rates in rates_at.values():
-            cls._rates_are_positive(rates)
-        return rates_at
+    @property
+    def kind(self) -> "ScheduleKind":
+        """The schedule of that name, and what it goes by.
+
+        Raises:
+            UnknownNameError: there is no such schedule.
+            OwnCodeError: the user's file is gone, does not run, or names something else.
+        """
+        return load_object(self.name, kind="schedule", shipped=SCHEDULES, of=ScheduleKind)
 
     def only(self, tasks: Iterable[str]) -> "ScheduleConfig":
         """The same without the rates of other tasks."""
-        kept = set(tasks)
-        points = {step: _only(rates, kept) for step, rates in self.rates_at.items()}
-        return self.model_copy(update={"rates": _only(self.rates, kept), "rates_at": points})
+        named = set(tasks)
+
+        def kept(rates: Mapping[str, float]) -> dict[str, float]:
+            return {task: rate for task, rate in rates.items() if task in named}
+
+        points = {step: kept(rates) for step, rates in self.rates_at.items()}
+        return self.model_copy(update={"rates": kept(self.rates), "rates_at": points})
 
 
-def _only(rates: Mapping[str, float], tasks: set[str]) -> dict[str, float]:
-    return {task: rate for task, rate in rates.items() if task in tasks}
+@dataclass(frozen=True, slots=True)
+class ScheduleKind:
+    """A function that lays out a run, and what others must know of it.
+
+    Args:
+        lay_out: (config, *, tasks, num_steps, seed) to task numbers, int16 (steps, tasks a step),
+            or to an `Order`; `config.rates` are those of all tasks.
+        tasks_a_step: tasks whose gradients a step sums.
+        shares_by: what decides a task's share of the mini-batches: `rates`, the sizes of the
+            training corpora, or the function alone.
+        rates_at: whether `rates_at` is refused, given, or decided on the way from losses.
+    """
+
+    lay_out: Callable[..., np.ndarray | Order]
+    tasks_a_step: int | Literal["all"] = 1
+    shares_by: Literal["rates", "sizes", "rule"] = "rule"
+    rates_at: Literal["refused", "given", "decided"] = "refused"
+
+    def together(self, num_tasks: int) -> int:
+        """Tasks of one step in a run of so many."""
+        return num_tasks if self.tasks_a_step == "all" else self.tasks_a_step
 
 
 @dataclass(frozen=True)
@@ -86,13 +114,13 @@ class Schedule:
     """The tasks of every step of a run.
 
     Args:
-        recipe: arguments of `build_schedule`; all that is pickled.
+        arguments: of `_build`; all that is pickled.
         tasks: names.
         rates: of the tasks, where they do not change on the way.
         order: numbers of the tasks, step by step.
     """
 
-    recipe: tuple[str, tuple[ScheduledTask, ...], int, int]
+    arguments: tuple[str, tuple[ScheduledTask, ...], int, int]
     tasks: tuple[str, ...]
     rates: Mapping[str, float]
     order: Order
@@ -123,7 +151,7 @@ class Schedule:
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickles what it was built from; the order is laid out again where it is needed."""
-        return _build, self.recipe
+        return _build, self.arguments
 
 
 def build_schedule(
@@ -141,20 +169,19 @@ def build_schedule(
         UnknownNameError: there is no such schedule, or a rate is for no task of the run.
         PlanError: the steps cannot be shared out.
     """
-    if config.name not in SCHEDULES:
-        raise UnknownNameError("schedule", config.name, tuple(SCHEDULES))
+    kind = config.kind
     names = tuple(task.name for task in tasks)
     for task in [*config.rates, *(task for rates in config.rates_at.values() for task in rates)]:
         if task not in names:
             raise UnknownNameError("task of the schedule", task, names)
-    if config.rates_at and config.name not in ("mixture", "adaptive"):
+    if config.rates_at and kind.rates_at == "refused":
         raise PlanError(
             f"schedule.rates_at changes rates on the way, schedule {config.name!r} has fixed ones; "
             "set schedule.name=mixture"
         )
-    if config.rates and config.name == "proportional":
+    if config.rates and kind.shares_by == "sizes":
         raise PlanError(
-            f"schedule.rates gives {config.rates}, schedule 'proportional' goes by the sizes of "
+            f"schedule.rates gives {config.rates}, schedule {config.name!r} goes by the sizes of "
             "the corpora; set schedule.rates={}, or schedule.name=weighted"
         )
     return _build(config.model_dump_json(), tuple(tasks), num_steps, seed)
@@ -168,7 +195,7 @@ def _build(
     names = tuple(task.name for task in tasks)
     rates = {task.name: config.rates.get(task.name, task.num_steps or 1.0) for task in tasks}
     config = config.model_copy(update={"rates": tempered(rates, temperature=config.temperature)})
-    order = SCHEDULES[config.name](config, tasks=tasks, num_steps=num_steps, seed=seed)
+    order = config.kind.lay_out(config, tasks=tasks, num_steps=num_steps, seed=seed)
     if isinstance(order, np.ndarray):
         order = WholeOrder(order, num_tasks=len(tasks))
     return Schedule((config_json, tasks, num_steps, seed), names, config.rates, order)
@@ -177,7 +204,7 @@ def _build(
 def run_steps(tasks: Iterable[Task], *, config: ScheduleConfig) -> int:
     """Steps of a run in which all tasks together get the mini-batches of their own runs.
 
-        U = sum_j U_j, of 'accumulating' U / T, whole steps
+        U = sum_j U_j, of a schedule with n tasks a step U / n, whole steps
 
     Raises:
         PlanError: a task has no num_steps, or U does not divide and is not to be shared.
@@ -186,15 +213,13 @@ def run_steps(tasks: Iterable[Task], *, config: ScheduleConfig) -> int:
     unknown = [task.name for task in chosen if task.num_steps is None]
     if unknown:
         raise PlanError(f"tasks {unknown} have no num_steps; give them, or the recipe's num_steps")
-    total, num_tasks = sum(task.num_steps or 0 for task in chosen), len(chosen)
-    if config.name != "accumulating":
-        return total
-    if total % num_tasks and config.remainder == "refuse":
-        raise PlanError(not_shared(total, unit=num_tasks, tasks=[task.name for task in chosen]))
-    return total // num_tasks
+    total, together = sum(task.num_steps or 0 for task in chosen), config.kind.together(len(chosen))
+    if total % together and config.remainder == "refuse":
+        raise PlanError(not_shared(total, unit=together, tasks=[task.name for task in chosen]))
+    return total // together
 
 
-def alternating(config: ScheduleConfig, *, num_steps: int, seed: int, **_: object) -> np.ndarray:
+def alternating(config: ScheduleConfig, *, num_steps: int, **_: object) -> np.ndarray:
     """1, 2, .., T, 1, 2, ..: U/T of each; the first tasks take the remainder."""
     equal = dict.fromkeys(config.rates, 1.0)
     split_steps(num_steps, rates=equal, remainder=config.remainder)  # refuses what cannot be
@@ -203,7 +228,7 @@ def alternating(config: ScheduleConfig, *, num_steps: int, seed: int, **_: objec
 
 def uniform(config: ScheduleConfig, *, num_steps: int, seed: int, **_: object) -> np.ndarray:
     """A random order of U/T mini-batches of each; the first tasks take the remainder."""
-    return _shuffled(alternating(config, num_steps=num_steps, seed=seed), seed)
+    return _shuffled(alternating(config, num_steps=num_steps), seed)
 
 
 def weighted(config: ScheduleConfig, *, num_steps: int, seed: int, **_: object) -> np.ndarray:
@@ -230,7 +255,8 @@ def proportional(
         )
     sizes = {task.name: float(task.num_examples or 0) for task in tasks}
     rates = tempered(sizes, temperature=config.temperature)
-    return weighted(config.model_copy(update={"rates": rates}), num_steps=num_steps, seed=seed)
+    steps = split_steps(num_steps, rates=rates, remainder=config.remainder)
+    return _in_random_order(steps, config, seed)
 
 
 def equal_modalities(
@@ -260,7 +286,7 @@ def task_by_task(config: ScheduleConfig, *, num_steps: int, seed: int, **_: obje
     split = split_steps(num_steps, rates=config.rates, remainder=config.remainder)
     steps = np.array(list(split.values()))
     order = keyed_order(len(steps), key=(seed, "task_by_task"))
-    return np.repeat(_numbers(config)[order], steps[order])[:, None]
+    return np.repeat(np.arange(len(config.rates), dtype=np.int16)[order], steps[order])[:, None]
 
 
 def accumulating(config: ScheduleConfig, *, num_steps: int, seed: int, **_: object) -> np.ndarray:
@@ -268,7 +294,9 @@ def accumulating(config: ScheduleConfig, *, num_steps: int, seed: int, **_: obje
 
     For the U mini-batches of the other schedules ask for U/T steps.
     """
-    return np.broadcast_to(_numbers(config), (num_steps, len(config.rates)))
+    return np.broadcast_to(
+        np.arange(len(config.rates), dtype=np.int16), (num_steps, len(config.rates))
+    )
 
 
 def mixture(config: ScheduleConfig, *, num_steps: int, seed: int, **_: object) -> np.ndarray:
@@ -298,14 +326,10 @@ def adaptive(config: ScheduleConfig, *, num_steps: int, seed: int, **_: object) 
     return SegmentedOrder(np.array(starts), np.array(counts), num_steps=num_steps)
 
 
-def _numbers(config: ScheduleConfig) -> np.ndarray:
-    return np.arange(len(config.rates), dtype=np.int16)
-
-
 def _in_random_order(steps: Mapping[str, int], config: ScheduleConfig, seed: int) -> np.ndarray:
     """So many mini-batches of each task, in an order that the seed decides."""
-    counts = [steps[task] for task in config.rates]
-    return _shuffled(np.repeat(_numbers(config), counts)[:, None], seed)
+    numbers = np.arange(len(config.rates), dtype=np.int16)
+    return _shuffled(np.repeat(numbers, [steps[task] for task in config.rates])[:, None], seed)
 
 
 def _shuffled(order: np.ndarray, seed: int) -> np.ndarray:
@@ -313,16 +337,13 @@ def _shuffled(order: np.ndarray, seed: int) -> np.ndarray:
 
 
 SCHEDULES = {
-    function.__name__: function
-    for function in (
-        alternating,
-        uniform,
-        weighted,
-        proportional,
-        equal_modalities,
-        task_by_task,
-        accumulating,
-        mixture,
-        adaptive,
-    )
+    "alternating": ScheduleKind(alternating),
+    "uniform": ScheduleKind(uniform),
+    "weighted": ScheduleKind(weighted, shares_by="rates"),
+    "proportional": ScheduleKind(proportional, shares_by="sizes"),
+    "equal_modalities": ScheduleKind(equal_modalities),
+    "task_by_task": ScheduleKind(task_by_task, shares_by="rates"),
+    "accumulating": ScheduleKind(accumulating, tasks_a_step="all"),
+    "mixture": ScheduleKind(mixture, shares_by="rates", rates_at="given"),
+    "adaptive": ScheduleKind(adaptive, rates_at="decided"),
 }

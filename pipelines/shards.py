@@ -271,16 +271,6 @@ class ShardReader:
             for number, offset in zip(groups.tolist(), offsets.tolist(), strict=True)
         ]
 
-    @property
-    def held_bytes(self) -> int:
-        """Decoded row groups kept, in bytes."""
-        return self._held_bytes
-
-    @property
-    def num_open_files(self) -> int:
-        """Files kept open."""
-        return len(self._files)
-
     def _group(self, task: str, number: int) -> "_Group":
         key = (task, number)
         if key in self._groups:

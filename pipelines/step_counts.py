@@ -19,16 +19,26 @@ def split_steps(
     """
     whole = sum(rates.values())
     parts = {task: total * (rate / whole) for task, rate in rates.items()}
-    steps = {task: int(share + 1e-9) for task, share in parts.items()}
+    steps = largest_remainders(parts, total=total)
     if remainder == "refuse" and any(abs(steps[task] - parts[task]) > 1e-6 for task in rates):
         raise PlanError(not_shared(total, unit=_whole_unit(rates), tasks=list(rates)))
-    by_remainder = sorted(rates, key=lambda task: steps[task] - parts[task])
-    for task in by_remainder[: total - sum(steps.values())]:
-        steps[task] += 1
     empty = [task for task, count in steps.items() if count == 0]
     if empty:
         raise PlanError(f"no mini-batch for {empty} in {total}; raise num_steps or their rates")
     return steps
+
+
+def largest_remainders(parts: Mapping[str, float], *, total: int) -> dict[str, int]:
+    """Whole numbers for parts that sum to `total`: floors, then one more to the largest remainders.
+
+    Ties go to the first. Remainders that are equal as fractions may differ as floats, so they are
+    compared to nine digits.
+    """
+    counts = {name: int(part + 1e-9) for name, part in parts.items()}
+    by_remainder = sorted(parts, key=lambda name: round(counts[name] - parts[name], 9))
+    for name in by_remainder[: total - sum(counts.values())]:
+        counts[name] += 1
+    return counts
 
 
 def _whole_unit(rates: Mapping[str, float]) -> int | None:

@@ -5,8 +5,6 @@ so the reader that gets a range works out itself which rows of which shards to r
 actor, so open files and decoded row groups stay with it from range to range.
 """
 
-import functools
-import pickle
 import queue
 import threading
 import time
@@ -14,7 +12,6 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -23,13 +20,12 @@ import ray
 import ray.data
 from pydantic import BaseModel, ConfigDict, Field
 
-from pipelines import modalities
 from pipelines.augment import augment
 from pipelines.batch import Batch
-from pipelines.batch_table import SCHEMA, from_table, to_row
+from pipelines.batch_table import from_table, to_table
 from pipelines.build import quiet_context
 from pipelines.errors import MMTrainError, StreamError
-from pipelines.modalities import Feature, Padded
+from pipelines.modalities import collate
 from pipelines.plan import BatchPlan, Plan, PlannedBatch
 from pipelines.shards import ShardReader
 
@@ -87,8 +83,8 @@ def assemble(planned: PlannedBatch, *, plan: BatchPlan, reader: ShardReader) -> 
     rows, task = planned.rows, plan.manifests[planned.task].task
     examples = reader.read(task.name, rows=rows if len(rows) else np.zeros(1, np.int64))
     examples = augment(examples, planned=planned, task=task, seed=plan.seed)
-    inputs = _pad(task.inputs, [example.inputs for example in examples])
-    targets = _pad(task.targets, [example.targets for example in examples])
+    inputs = collate([example.inputs for example in examples])
+    targets = collate([example.targets for example in examples])
     size = len(rows)
     return Batch(
         step=planned.step,
@@ -100,15 +96,6 @@ def assemble(planned: PlannedBatch, *, plan: BatchPlan, reader: ShardReader) -> 
         target_lengths=targets.lengths[:size],
         example_ids=rows.astype(np.int64),
     )
-
-
-def _pad(feature: Feature, arrays: list[np.ndarray]) -> Padded:
-    return _modality(feature.modality).collate(arrays, feature=feature)
-
-
-@functools.cache
-def _modality(name: str) -> ModuleType:
-    return modalities.load(name)  # looks into the package's folder: too slow for each batch
 
 
 def stream(
@@ -288,14 +275,9 @@ class Paced:
         time.sleep(max(0.0, self._turned + TURN_S - time.perf_counter()))
         self._turned = time.perf_counter()
 
-    def before_execution_starts(self, executor: object) -> None:
-        """Nothing is to be done."""
+    def _ignore(self, *_: object) -> None: ...
 
-    def after_execution_succeeds(self, executor: object) -> None:
-        """Nothing is to be done."""
-
-    def after_execution_fails(self, executor: object, error: Exception) -> None:
-        """Nothing is to be done."""
+    before_execution_starts = after_execution_succeeds = after_execution_fails = _ignore
 
 
 class RangeReader:
@@ -315,18 +297,19 @@ class RangeReader:
 
         What the user must mend travels as a row: Ray would hand on no more than its text.
         """
-        rows, num_bytes = [], 0
+        items: list[Batch | MMTrainError] = []
+        num_bytes = 0
         try:
             for batch in (batch for row in ranges.to_pylist() for batch in self._read(**row)):
-                rows.append(to_row(batch))
+                items.append(batch)
                 num_bytes += batch.inputs.nbytes + batch.targets.nbytes
                 if num_bytes >= self._block_bytes:
-                    yield pa.Table.from_pylist(rows, SCHEMA)
-                    rows, num_bytes = [], 0
+                    yield to_table(items)
+                    items, num_bytes = [], 0
         except MMTrainError as error:
-            rows.append({"error": pickle.dumps(error)})
-        if rows:
-            yield pa.Table.from_pylist(rows, SCHEMA)
+            items.append(error)
+        if items:
+            yield to_table(items)
 
     def _read(self, begin: int, end: int) -> Iterator[Batch]:
         for step in range(begin, end):

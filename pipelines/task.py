@@ -5,12 +5,12 @@ it prints, pickles, and goes to JSON and back.
 """
 
 import re
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from pipelines import modalities
-from pipelines.modalities import Feature
+from pipelines.modalities import AnyFeature
+from pipelines.names import Name
 
 Split = Literal["train", "validation", "test", "test_hard"]
 
@@ -25,16 +25,17 @@ class Source(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     uri: str = Field(description="Folder of the corpus; relative paths are under the data folder.")
-    format: str = Field(description="Reader's name: a function of pipelines/readers.py.")
+    format: Name = Field(description="Of pipelines/readers.py, or my_formats.py:MY_FORMAT.")
     splits: tuple[Split, ...] = Field(
         default=("train", "validation", "test"), description="Splits there."
     )
     options: dict[str, str] = Field(
         default={}, description="Reader options, e.g. which column is input."
     )
-    maker: str | None = Field(
+    maker: Name | None = Field(
         default=None,
-        description="Module of pipelines/corpora that makes the corpus offline; None: yours.",
+        description="Module that makes the corpus: of pipelines/corpora, or my_maker.py; None: it "
+        "is there.",
     )
 
 
@@ -43,7 +44,7 @@ class Augmentation(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    name: str = Field(description="Function of pipelines/augment.py.")
+    name: Name = Field(description="Of pipelines/augmentations.py, or my_augmentations.py:MyClass.")
     settings: dict[str, float] = Field(default={}, description="Its keyword arguments.")
 
 
@@ -54,8 +55,8 @@ class Task(BaseModel):
 
     name: str = Field(description="Lower-case words joined by underscores; unique in a run.")
     source: Source
-    inputs: SerializeAsAny[Feature]
-    targets: SerializeAsAny[Feature]
+    inputs: AnyFeature
+    targets: AnyFeature
     command: str | None = Field(
         default=None,
         description="Command token that starts decoding, e.g. 'to_english'; None: no decoder.",
@@ -124,10 +125,3 @@ class Task(BaseModel):
         if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
             raise ValueError(f"task name {name!r}: use lower-case letters, digits and underscores")
         return name
-
-    @field_validator("inputs", "targets", mode="before")
-    @classmethod
-    def _feature_of_its_modality(cls, value: Any) -> Any:
-        if isinstance(value, dict):  # from JSON: the modality says which class reads it
-            return modalities.load(value["modality"]).FEATURE(**value)
-        return value

@@ -124,10 +124,6 @@ class Vocabulary:
         """Token ids of a text, without EOS. Never an id of padding, EOS or a command."""
         return self.tokenizer.encode(text).ids
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of many texts, without EOS."""
-        return [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(texts))]
-
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; padding, EOS and commands are left out."""
         first = 2 + len(self.commands)

@@ -11,7 +11,6 @@ import errno
 import functools
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pyarrow as pa
@@ -127,7 +126,7 @@ def encode(row: RawRow, *, task: Task, vocabulary: Vocabulary | None) -> Example
 
 
 def _encode(value: RawValue, feature: Feature, vocabulary: Vocabulary | None) -> np.ndarray:
-    encode = modality(feature.modality).encode
+    encode = modalities.load(feature.modality).encode
     return encode(value, feature=feature.as_asked(), vocabulary=vocabulary)
 
 
@@ -221,12 +220,6 @@ def _cell(name: str, array: np.ndarray) -> dict[str, object]:
     """An array as its bytes, little-endian, and its shape."""
     flat = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
     return {name: flat.tobytes(), f"{name}_shape": list(array.shape)}
-
-
-@functools.cache
-def modality(name: str) -> ModuleType:
-    """A modality's module, found once in a process."""
-    return modalities.load(name)
 
 
 @functools.lru_cache(maxsize=1)

@@ -88,6 +88,13 @@ def test_pipelines_import_neither_torch_nor_mmtrain():
         assert not roots & {"torch", "mmtrain"}, path
 
 
+def test_makers_of_demonstration_corpora_are_imported_by_nothing_of_the_data_plane():
+    for path in FILES:
+        if not path.is_relative_to(ROOT / "pipelines/corpora"):
+            imported = imported_modules(path)
+            assert not any(name.startswith("pipelines.corpora") for name in imported), path
+
+
 def test_no_import_ring():
     modules = {module_name(path): path for path in FILES}
     graph = {

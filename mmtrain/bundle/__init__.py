@@ -16,9 +16,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -32,7 +32,7 @@ from mmtrain.models.model import ModelConfig, MultiTaskModel, TaskSpec
 from pipelines import modalities
 from pipelines.errors import MMTrainError, first_problem
 from pipelines.files import read_retried, replace_folder, write_error
-from pipelines.modalities import Feature
+from pipelines.modalities import AnyFeature
 from pipelines.shards import file_digest
 from pipelines.task import Task
 from pipelines.vocabulary import Vocabulary
@@ -54,16 +54,9 @@ class BundleTask(_Stored):
     """What predicting a task needs: the model's part and both features."""
 
     spec: TaskSpec
-    inputs: SerializeAsAny[Feature]
-    targets: SerializeAsAny[Feature]
+    inputs: AnyFeature
+    targets: AnyFeature
     max_target_length: int = Field(ge=1, description="Decoding stops here, in tokens.")
-
-    @field_validator("inputs", "targets", mode="before")
-    @classmethod
-    def _feature_of_its_modality(cls, value: Any) -> Any:  # pydantic hands on what it was given
-        if isinstance(value, dict):
-            return modalities.load(value["modality"]).FEATURE(**value)
-        return value
 
 
 class Parent(_Stored):

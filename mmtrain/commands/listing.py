@@ -50,7 +50,7 @@ def schedules() -> dict[str, str]:
     """Schedules that `--set schedule.name=...` takes."""
     from pipelines.schedule import SCHEDULES
 
-    return {name: _first_line(function) for name, function in SCHEDULES.items()}
+    return {name: _first_line(kind.lay_out) for name, kind in SCHEDULES.items()}
 
 
 def modalities() -> dict[str, str]:

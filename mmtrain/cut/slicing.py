@@ -76,7 +76,7 @@ def narrowed_config(
     """
     tasks = list(tasks)
     nets = {net for task in tasks for net in (task.input_net, task.output_net)}
-    inputs = {task.input_net for task in tasks}
+    inputs = {task.stem: task.input_net for task in tasks}
     body: dict[str, int] = dict(getattr(config.body, "units", {}))
     stems: dict[str, dict[str, int]] = {}
     for name, mask in kept.items():
@@ -90,9 +90,10 @@ def narrowed_config(
             body[rest if part == "body" else name] = count
     body = {name: n for name, n in body.items() if _is_of(name, inputs)}
     left = {net: settings for net, settings in config.nets.items() if net in nets}
-    for net in inputs & stems.keys():
+    for stem in inputs.keys() & stems.keys():
+        net = inputs[stem]
         settings: Any = left.get(net) or modalities.load(net).Config()
-        left[net] = settings.model_copy(update={"units": {**settings.units, **stems[net]}})
+        left[net] = settings.model_copy(update={"units": {**settings.units, **stems[stem]}})
     smaller = config.body.model_copy(update={"units": body}) if body else config.body
     return config.model_copy(update={"body": smaller, "nets": left})
 

@@ -25,7 +25,6 @@ from mmtrain.files import BUNDLE
 from mmtrain.layers.dense_moe import with_dense_experts
 from mmtrain.models.model import MultiTaskModel
 from mmtrain.predict.predictor import Predictor
-from mmtrain.store.pyfunc_example import example_value
 from pipelines import modalities
 from pipelines.errors import MMTrainError
 
@@ -186,8 +185,7 @@ def example_batch(predictor: Predictor, task: str, *, num_examples: int) -> tupl
     """Noise of the shape of a task's inputs, with its lengths (B,)."""
     known: BundleTask = predictor.task(task)
     encode = modalities.load(known.inputs.modality).encode
-    value = example_value(known.inputs)
-    array = encode(value, feature=known.inputs, vocabulary=predictor.vocabulary)
+    array = encode(known.inputs.example(), feature=known.inputs, vocabulary=predictor.vocabulary)
     rng = np.random.default_rng(num_examples)
     if array.dtype == np.uint8:
         arrays = rng.integers(0, 256, size=(num_examples, *array.shape), dtype=np.uint8)

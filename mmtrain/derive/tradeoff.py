@@ -18,7 +18,6 @@ from mmtrain.derive.measurement import cost_of, hit_share, latencies, task_input
 from mmtrain.models.model import MultiTaskModel
 from mmtrain.predict.predictor import Predictor
 from pipelines.modalities import Feature
-from pipelines.narrow import narrowed_target
 from pipelines.shards import Example, ShardReader, open_manifest, shard_folder
 from pipelines.task import Split
 
@@ -164,7 +163,7 @@ def _narrowed(
     examples: Sequence[Example], feature: Feature, *, classes: Sequence[int]
 ) -> list[Example]:
     """The examples that have one of the classes, telling of these alone."""
-    targets = [narrowed_target(e.targets, feature, classes=classes) for e in examples]
+    targets = [feature.narrowed(e.targets, classes=classes) for e in examples]
     return [
         Example(example.inputs, target)
         for example, target in zip(examples, targets, strict=True)

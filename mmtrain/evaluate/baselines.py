@@ -10,12 +10,15 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from types import FunctionType
 
 import numpy as np
 
 from mmtrain.models.model import TaskSpec
-from pipelines.errors import MMTrainError, UnknownNameError
+from pipelines.errors import MMTrainError
+from pipelines.modalities import Feature
 from pipelines.modalities.tree import Tree, linearise, read_linearised
+from pipelines.names import load_object
 
 _START = -1  # stands before the first token
 
@@ -118,42 +121,37 @@ TEXT_BASELINES = {
     function.__name__: function
     for function in (most_frequent_target, copy_source, right_branching_tree)
 }
-SCORE_BASELINES = {  # with the modalities of targets that each takes
-    majority_class: ("label", "labels"),
-    label_frequency: ("multilabel",),
-    mean_value: ("numbers",),
-    majority_element: ("mask",),
+SCORE_BASELINES = {
+    function.__name__: function
+    for function in (majority_class, label_frequency, mean_value, majority_element)
 }
-_FOR_SCORES = {function.__name__: function for function in SCORE_BASELINES}
 
 
-def check_baseline(name: str, *, modality: str, task: str) -> None:
+def check_baseline(name: str, *, targets: Feature, task: str) -> None:
     """Refuses a baseline that does not take a task's targets.
 
     Raises:
         UnknownNameError: there is no such baseline.
         BaselineError: it does not take them; names those that do.
+        OwnCodeError: the user's file is gone, does not run, or names something else.
     """
-    known = (*TEXT_BASELINES, *_FOR_SCORES)
-    if name not in known:
-        raise UnknownNameError("baseline", name, known)
-    fitting = [f.__name__ for f, takes in SCORE_BASELINES.items() if modality in takes]
-    if name not in (fitting or TEXT_BASELINES):
+    shipped = {**TEXT_BASELINES, **SCORE_BASELINES}
+    load_object(name, kind="baseline", shipped=shipped, of=FunctionType)
+    fitting = targets.baselines or tuple(TEXT_BASELINES)
+    if name in shipped and name not in fitting:
         raise BaselineError(
-            f"task {task}: baseline {name!r} does not take {modality} targets; set baseline to "
-            f"{' or '.join(map(repr, fitting or TEXT_BASELINES))}"
+            f"task {task}: baseline {name!r} does not take {targets.modality} targets; set "
+            f"baseline to {' or '.join(map(repr, fitting))}"
         )
 
 
 def load_baseline(name: str) -> Callable[[Sequence[Pair]], Answer]:
-    """The baseline of texts of a name.
+    """The baseline of texts of a name; a user's own takes what `copy_source` takes.
 
     Raises:
         UnknownNameError: there is none.
     """
-    if name not in TEXT_BASELINES:
-        raise UnknownNameError("baseline of texts", name, tuple(TEXT_BASELINES))
-    return TEXT_BASELINES[name]
+    return load_object(name, kind="baseline of texts", shipped=TEXT_BASELINES, of=FunctionType)
 
 
 def fit_scores(name: str, targets: Iterable[np.ndarray], *, spec: TaskSpec) -> np.ndarray:
@@ -162,9 +160,8 @@ def fit_scores(name: str, targets: Iterable[np.ndarray], *, spec: TaskSpec) -> n
     Raises:
         UnknownNameError: there is no such baseline of scores.
     """
-    if name not in _FOR_SCORES:
-        raise UnknownNameError("baseline of scores", name, tuple(_FOR_SCORES))
-    return _FOR_SCORES[name](targets, spec=spec)
+    fit = load_object(name, kind="baseline of scores", shipped=SCORE_BASELINES, of=FunctionType)
+    return fit(targets, spec=spec)
 
 
 def _by_frequency(values: Iterable[str]) -> tuple[str, ...]:

@@ -34,8 +34,7 @@ def draw_target(picture_YXC: np.ndarray, *, targets: Feature, array: np.ndarray)
 
 def is_drawn(inputs: Feature, targets: Feature) -> bool:
     """Whether answers can be drawn: a mask or a box of one picture."""
-    is_box = isinstance(targets, NumbersFeature) and targets.names == BOX
-    return inputs.modality == "image" and (is_box or targets.modality == "mask")
+    return inputs.array_kind == "image" and targets.place in ("box", "mask")
 
 
 def _enlarged(pixels_YXC: np.ndarray) -> Image.Image:

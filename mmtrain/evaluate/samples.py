@@ -50,7 +50,7 @@ def sample(
     task = manifest.task
     decode = modalities.load(task.inputs.modality).decode
     shown = decode(example.inputs, feature=task.inputs, vocabulary=predictor.vocabulary)
-    if task.inputs.modality == "audio":
+    if task.inputs.shows_raw:
         shown = recording(manifest, row, data_dir=data_dir) or shown
     value, kind = as_text(shown)
     drawn: dict[str, str] = {}

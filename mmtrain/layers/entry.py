@@ -1,6 +1,6 @@
 """Entry flow: raw values of a grid to positions of width D, by convolutions that halve its axes."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,7 +16,14 @@ from mmtrain.layers.grid import (
     standardise,
     stride_lengths,
 )
-from mmtrain.layers.units import UnitCounts
+from mmtrain.layers.units import (
+    ScaleSite,
+    UnitCounts,
+    UnitGroup,
+    check_units,
+    sites_within,
+    units_within,
+)
 
 
 class Stage(BaseModel):
@@ -89,3 +96,41 @@ class EntryFlow(nn.Module):
         return Encoded(
             x_BYXC.flatten(1, 2), mask_BY.repeat_interleave(columns, dim=1), (rows, columns)
         )
+
+
+class EntryNet(nn.Module):
+    """The input net of a modality that is an entry flow; its channels can be cut out.
+
+    Args:
+        config: with `stems`, `blocks` and `units`, which says how many channels blocks have left.
+        channels: of the raw values.
+        model_dim: D, the width of positions.
+        relu_shortcuts: as of `EntryFlow`.
+    """
+
+    def __init__(
+        self,
+        config: Any,  # Any: a pydantic model of each net's own, with the fields named above
+        *,
+        channels: int,
+        model_dim: int,
+        relu_shortcuts: Literal["first", "all_but_last"],
+    ) -> None:
+        super().__init__()
+        self.flow = EntryFlow(
+            channels,
+            stems=config.stems,
+            blocks=config.blocks,
+            model_dim=model_dim,
+            relu_shortcuts=relu_shortcuts,
+            units=UnitCounts(config.units).below("flow"),
+        )
+        check_units(config.units, self)
+
+    def prunable_units(self) -> tuple[UnitGroup, ...]:
+        """Channels of the separable convolutions."""
+        return units_within(self)
+
+    def scale_sites(self) -> tuple[ScaleSite, ...]:
+        """Where those channels can be scaled."""
+        return sites_within(self)

@@ -12,7 +12,6 @@ from mmtrain.masks.config import PruningConfig
 from pipelines.errors import UnknownNameError
 from pipelines.modalities import Feature
 
-SPLITTABLE = ("label", "multilabel")  # modalities of targets with a score for each class
 Part = Mapping[str, tuple[int, ...] | None]  # ids of the classes of each task; None: all of it
 
 
@@ -101,7 +100,7 @@ def _parts(
 
 
 def _check_divisible(task: str, feature: Feature, *, loss: str) -> None:
-    if feature.modality not in SPLITTABLE:
+    if not feature.is_divisible:
         raise MaskError(
             f"task {task} has {feature.modality} targets, which have no classes to divide; name "
             f"the whole task {task!r} in a subtask"

@@ -1,6 +1,7 @@
 """Modality nets: how arrays of a kind enter the body as positions, and how positions leave it.
 
-The name is the module: `mmtrain/modalities/<net>.py` defines
+A net is a module: a shipped one, `mmtrain/modalities/<net>.py`, or a user's own file, named by its
+path, which may be the file of its modality. It defines
 
     Config                                      its settings, frozen, all with defaults. What it
                                                 needs of features, `fitting.py` takes: see there
@@ -18,13 +19,15 @@ An output net with a fixed set of classes is built once for each task, any other
 head whose `Config` has `init` can start otherwise for one task than for another.
 """
 
-import importlib
-import pkgutil
+import re
+import sys
+from pathlib import Path
 from types import ModuleType
 
 from pydantic import BaseModel
 
-from pipelines.errors import MMTrainError, UnknownNameError
+from pipelines.errors import MMTrainError
+from pipelines.names import load_module, module_names
 
 
 class HeadInitError(MMTrainError):
@@ -32,19 +35,28 @@ class HeadInitError(MMTrainError):
 
 
 def names() -> tuple[str, ...]:
-    """Names of all modality nets."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+    """Names of the shipped modality nets."""
+    return module_names(sys.modules[__name__])
 
 
 def load(name: str) -> ModuleType:
-    """The module of a modality net.
+    """The module of a modality net, shipped or a user's own.
 
     Raises:
         UnknownNameError: there is no such net.
+        OwnCodeError: the user's file is gone, does not run, or lacks a part.
     """
-    if name not in names():
-        raise UnknownNameError("modality net", name, names())
-    return importlib.import_module(f"{__name__}.{name}")
+    needs = ("Config", "Input", "Output")
+    return load_module(name, kind="modality net", package=sys.modules[__name__], needs=needs)
+
+
+def child_name(net: str) -> str:
+    """The name of a net in a model's parameters: its own, and of a user's file without its folder.
+
+    >>> child_name("spectral"), child_name("/home/me/tones.py")
+    ('spectral', 'tones_py')
+    """
+    return re.sub(r"\W", "_", Path(net).name)
 
 
 def with_init(config: BaseModel, init: str | None, *, task: str) -> BaseModel:

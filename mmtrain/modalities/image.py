@@ -7,19 +7,11 @@ MultiModel, arXiv:1706.05137, Sec. 2.5.2. `Config()` is for pictures of 20 to 10
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmtrain.layers.encoded import Encoded
-from mmtrain.layers.entry import EntryFlow, Stage
+from mmtrain.layers.entry import EntryNet, Stage
 from mmtrain.layers.patches import known
-from mmtrain.layers.units import (
-    ScaleSite,
-    UnitCounts,
-    UnitGroup,
-    check_units,
-    sites_within,
-    units_within,
-)
 
 Output = None
 
@@ -68,7 +60,7 @@ class Config(BaseModel):
         return cls(channels=channels, stems=(Stage(stride=(stride, stride)),), blocks=())
 
 
-class Input(nn.Module):
+class Input(EntryNet):
     """Pixels (B, Y, X, C) of any number type and range to positions (B, Y' * X', D).
 
     Each picture is standardised. Pictures of a batch have one size, so the lengths are not read.
@@ -77,25 +69,13 @@ class Input(nn.Module):
     dims: ClassVar[Literal[1, 2]] = 2
 
     def __init__(self, config: Config, *, model_dim: int, vocab_size: int) -> None:
-        super().__init__()
         (channels,) = known(config.channels)
-        self.flow = EntryFlow(
-            channels,
-            stems=config.stems,
-            blocks=config.blocks,
+        super().__init__(
+            config,
+            channels=channels,
             model_dim=model_dim,
             relu_shortcuts="first",
-            units=UnitCounts(config.units).below("flow"),
         )
-        check_units(config.units, self)
 
     def forward(self, pixels_BYXC: Tensor, lengths_B: Tensor) -> Encoded:
         return self.flow(pixels_BYXC, None)
-
-    def prunable_units(self) -> tuple[UnitGroup, ...]:
-        """Channels of the separable convolutions."""
-        return units_within(self)
-
-    def scale_sites(self) -> tuple[ScaleSite, ...]:
-        """Where those channels can be scaled."""
-        return sites_within(self)

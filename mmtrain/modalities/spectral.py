@@ -7,18 +7,10 @@ bin, which makes 2^9 frames one row of positions; `Config()` strides both, for c
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmtrain.layers.encoded import Encoded
-from mmtrain.layers.entry import EntryFlow, Stage
-from mmtrain.layers.units import (
-    ScaleSite,
-    UnitCounts,
-    UnitGroup,
-    check_units,
-    sites_within,
-    units_within,
-)
+from mmtrain.layers.entry import EntryNet, Stage
 
 Output = None
 
@@ -54,30 +46,18 @@ class Config(BaseModel):
         return cls(stems=(Stage(width=2),), blocks=(*blocks, Stage(stride=(2, 1))))
 
 
-class Input(nn.Module):
+class Input(EntryNet):
     """Log-mel frames (B, frames, bins) to positions (B, frames' * bins', D)."""
 
     dims: ClassVar[Literal[1, 2]] = 2
 
     def __init__(self, config: Config, *, model_dim: int, vocab_size: int) -> None:
-        super().__init__()
-        self.flow = EntryFlow(
-            1,
-            stems=config.stems,
-            blocks=config.blocks,
+        super().__init__(
+            config,
+            channels=1,
             model_dim=model_dim,
             relu_shortcuts="all_but_last",
-            units=UnitCounts(config.units).below("flow"),
         )
-        check_units(config.units, self)
 
     def forward(self, frames_BYX: Tensor, lengths_B: Tensor) -> Encoded:
         return self.flow(frames_BYX.unsqueeze(-1), lengths_B)
-
-    def prunable_units(self) -> tuple[UnitGroup, ...]:
-        """Channels of the separable convolutions."""
-        return units_within(self)
-
-    def scale_sites(self) -> tuple[ScaleSite, ...]:
-        """Where those channels can be scaled."""
-        return sites_within(self)

@@ -8,18 +8,10 @@ norm behind it, its output is one pattern times a sign at every sample, and noth
 from typing import ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmtrain.layers.encoded import Encoded
-from mmtrain.layers.entry import EntryFlow, Stage
-from mmtrain.layers.units import (
-    ScaleSite,
-    UnitCounts,
-    UnitGroup,
-    check_units,
-    sites_within,
-    units_within,
-)
+from mmtrain.layers.entry import EntryNet, Stage
 
 Output = None
 
@@ -59,31 +51,19 @@ class Config(BaseModel):
         return cls(stems=(Stage(width=16, kernel=(9, 1)),), blocks=(*blocks, last))
 
 
-class Input(nn.Module):
+class Input(EntryNet):
     """Samples (B, samples), of any loudness, to positions (B, S, D)."""
 
     dims: ClassVar[Literal[1, 2]] = 1
 
     def __init__(self, config: Config, *, model_dim: int, vocab_size: int) -> None:
-        super().__init__()
-        self.flow = EntryFlow(
-            1,
-            stems=config.stems,
-            blocks=config.blocks,
+        super().__init__(
+            config,
+            channels=1,
             model_dim=model_dim,
             relu_shortcuts="all_but_last",
-            units=UnitCounts(config.units).below("flow"),
         )
-        check_units(config.units, self)
 
     def forward(self, samples_BY: Tensor, lengths_B: Tensor) -> Encoded:
         encoded = self.flow(samples_BY[:, :, None, None], lengths_B)
         return Encoded(encoded.values_BSD, encoded.mask_BS)
-
-    def prunable_units(self) -> tuple[UnitGroup, ...]:
-        """Channels of the separable convolutions."""
-        return units_within(self)
-
-    def scale_sites(self) -> tuple[ScaleSite, ...]:
-        """Where those channels can be scaled."""
-        return sites_within(self)

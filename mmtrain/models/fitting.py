@@ -13,6 +13,7 @@ features of its inputs by class variables, all optional:
 A head that needs something of the net behind it has `fill_head` and `check_head`: see `elements`.
 """
 
+import itertools
 from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Protocol
@@ -81,6 +82,10 @@ def check_nets(config: ModelConfig, tasks: Mapping[str, Sides]) -> None:
         for side, feature in (("Input", task.inputs), ("Output", task.targets)):
             if _net_module(config.family, feature.net, side) is None:
                 raise FittingError(_no_net(config.family, name, feature, side))
+    used = {net_of(config.family, f) for t in tasks.values() for f in (t.inputs, t.targets)}
+    for one, other in itertools.combinations(sorted(used), 2):
+        if nets.child_name(one) == nets.child_name(other):
+            raise FittingError(f"nets {one} and {other} have one name in a model; rename a file")
 
 
 def check_fits(asked: ModelConfig, config: ModelConfig, tasks: Mapping[str, Sides]) -> None:
@@ -207,8 +212,8 @@ def _missing(
 def _net_module(family: str, net: str, side: str) -> ModuleType | None:
     """The module by which a family takes or gives what a net's name says; None: it does not."""
     own: Mapping[str, str] | None = getattr(load_family(family), "NETS", None)
-    name = net if own is None else own.get(net)
-    module = nets.load(name) if name in nets.names() else None
+    name = net if own is None or "." in net else own.get(net)  # a user's own: by any family
+    module = nets.load(name) if name and ("." in name or name in nets.names()) else None
     return module if getattr(module, side, None) else None
 
 

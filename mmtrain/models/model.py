@@ -79,6 +79,11 @@ class TaskSpec(BaseModel):
         default=None, description="Of its head's last layer at the start; None: the net's `init`."
     )
 
+    @property
+    def stem(self) -> str:
+        """Key of its stem and adapter."""
+        return modalities.child_name(self.input_net)
+
 
 class ModelConfig(BaseModel):
     """A family with its body's settings, and the settings of modality nets.
@@ -166,10 +171,10 @@ class MultiTaskModel(nn.Module):
         family = load_family(config.family)
         build_adapter = getattr(family, "build_adapter", lambda _: None)
         for task in self.tasks.values():
-            if task.input_net not in self.stems:
-                self.stems[task.input_net] = self._build_stem(task)
-                if adapter := build_adapter(units_of_adapter(config.body, task.input_net)):
-                    self.adapters[task.input_net] = adapter
+            if task.stem not in self.stems:
+                self.stems[task.stem] = self._build_stem(task)
+                if adapter := build_adapter(units_of_adapter(config.body, task.stem)):
+                    self.adapters[task.stem] = adapter
             if head_name(task) not in self.heads:
                 self.heads[head_name(task)] = self._build_head(task)
         self.body: Any = family.Body(config.body)
@@ -267,10 +272,10 @@ class MultiTaskModel(nn.Module):
     def encode(self, task: str, *, inputs: Tensor, input_lengths: Tensor) -> Encoded:
         """The input of a task as the body's encoder leaves it."""
         spec = self.task(task)
-        encoded = self.stems[spec.input_net](inputs, input_lengths)
+        encoded = self.stems[spec.stem](inputs, input_lengths)
         encoded = replace(encoded, drop_layer=spec.drop_layer)
-        if spec.input_net in self.adapters:
-            return self.adapters[spec.input_net](encoded, self.body)
+        if spec.stem in self.adapters:
+            return self.adapters[spec.stem](encoded, self.body)
         return self.body.encode(encoded)
 
     def head(self, task: str) -> Any:
@@ -328,7 +333,7 @@ class MultiTaskModel(nn.Module):
     def children_of(self, task: str) -> frozenset[str]:
         """Paths of the nets, the head and the parts of the body that a task's input passes."""
         spec = self.task(task)
-        own = {f"stems.{spec.input_net}", f"adapters.{spec.input_net}", f"heads.{head_name(spec)}"}
+        own = {f"stems.{spec.stem}", f"adapters.{spec.stem}", f"heads.{head_name(spec)}"}
         return frozenset(own | {f"body.{part}" for part in self.body.parts(self.head(task).reads)})
 
     def owners(self, task: str) -> frozenset[str]:
@@ -362,7 +367,7 @@ def units_of_adapter(body: BaseModel, net: str) -> BaseModel:
 
 def head_name(task: TaskSpec) -> str:
     """Key of a task's head: its own where classes are fixed, else the one its net shares."""
-    return task.output_net if task.num_outputs is None else task.name
+    return modalities.child_name(task.output_net) if task.num_outputs is None else task.name
 
 
 def build_model(config: ModelConfig, tasks: Iterable[TaskSpec], seed: int) -> MultiTaskModel:

@@ -207,11 +207,11 @@ class Planner:
         return sum(self._recipe.tasks[batch.task].targets.num_outputs or 0 for batch in batches)
 
     def _steps(self) -> list[list[LongestBatch]]:
-        """The largest batches of each task, one step each; where the schedule adds all tasks up,
-        one step of all.
+        """The largest batches of each task, one step each; of a schedule that adds tasks up, one
+        step of all, for it may put the largest together.
         """  # fmt: skip
         largest = [_largest(some) for some in self._batches.values()]
-        if self._recipe.schedule.name == "accumulating":
+        if self._recipe.schedule.kind.tasks_a_step != 1:
             return [[some[0] for some in largest]]
         return [[batch] for some in largest for batch in some]
 

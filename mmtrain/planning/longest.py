@@ -1,68 +1,15 @@
-"""The largest arrays that a task's features allow, and batches of them, all zeros.
+"""The largest arrays that a task's features allow, and batches of them, all zeros."""
 
-It stands here and not on the features: their code is part of what says whether a built corpus is
-stale. A modality that is not in the table brings a function `longest_shape(feature)` in its module.
-"""
-
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from pipelines import modalities
 from pipelines.batch import Batch
-from pipelines.errors import MMTrainError
-from pipelines.modalities import Feature
 from pipelines.shards import Manifest
 from pipelines.task import Task
 from pipelines.task_order import bucket_batch_sizes
 
 Shape = tuple[int, ...]
-
-
-class ShapeError(MMTrainError):
-    """Nobody says how large an array of a modality can be."""
-
-
-def _audio_shape(feature: Any) -> Shape:
-    num_samples = int(feature.max_s * feature.sample_rate_hz)
-    if feature.representation == "waveform":
-        return (num_samples,)
-    return (feature.num_frames or 1 + num_samples // feature.hop_length, feature.num_bins)
-
-
-SHAPES: Mapping[str, Callable[[Any], Shape]] = {  # features by modality: each has its own fields
-    "text": lambda feature: (feature.max_tokens,),
-    "tree": lambda feature: (feature.max_tokens,),
-    "image": lambda feature: (feature.height, feature.width, feature.channels),
-    "video": lambda feature: (
-        feature.num_frames, feature.height, feature.width, feature.channels,
-    ),
-    "audio": _audio_shape,
-    "label": lambda feature: (1,),
-    "multilabel": lambda feature: (len(feature.classes),),
-    "labels": lambda feature: (len(feature.parts),),
-    "numbers": lambda feature: (len(feature.names),),
-    "mask": lambda feature: (feature.height, feature.width),
-}  # fmt: skip
-
-
-def longest_shape(feature: Feature) -> Shape:
-    """Shape of the largest array that a feature stores; axis 0 is the one that may be shorter.
-
-    Raises:
-        ShapeError: the modality is a user's and does not say.
-    """
-    if feature.modality in SHAPES:
-        return SHAPES[feature.modality](feature)
-    own = getattr(modalities.load(feature.modality), "longest_shape", None)
-    if own is None:
-        raise ShapeError(
-            f"modality {feature.modality!r} does not say how large its arrays are; give its module "
-            "a function longest_shape(feature) -> tuple of ints"
-        )
-    return own(feature)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +31,7 @@ class LongestBatch:
 
 def longest_batches(task: Task, manifest: Manifest | None) -> list[LongestBatch]:
     """The longest batch of each length bucket, by what was built or by what features allow."""
-    inputs, targets = longest_shape(task.inputs), longest_shape(task.targets)
+    inputs, targets = task.inputs.longest_shape, task.targets.longest_shape
     if manifest is not None:
         inputs = (int(manifest.stats["longest_input"]), *inputs[1:])
         targets = (int(manifest.stats["longest_target"]), *targets[1:])

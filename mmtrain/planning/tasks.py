@@ -73,4 +73,4 @@ def task_plans(
 
 def sizes_are_assumed(recipe: Recipe, manifests: Mapping[str, Manifest | None]) -> bool:
     """Whether the schedule goes by sizes of corpora that are not all built."""
-    return recipe.schedule.name == "proportional" and None in manifests.values()
+    return recipe.schedule.kind.shares_by == "sizes" and None in manifests.values()

@@ -1,6 +1,6 @@
 """Answers: what a model's scores say, for each kind of target that has a fixed number of them.
 
-A kind is a target's modality. It turns the scores of a batch into arrays that metrics read
+A kind is a target's `readout`. It turns the scores of a batch into arrays that metrics read
 (`measured`) and into predictions that a person reads (`answers`), and a true array into the same
 words (`text`). Sequences of tokens are no such kind; they are decoded (`predictor.py`).
 """
@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from mmtrain.models.model import TaskSpec
 from pipelines import modalities
-from pipelines.errors import UnknownNameError
 from pipelines.modalities import Feature
+from pipelines.names import load_object
 
 PRESENT = 0.5  # probability from which one of several classes is said to be there
 NOTHING = "nothing"  # in place of the names of no classes at all
@@ -77,14 +77,13 @@ class Kind:
 
 
 def load_kind(feature: Feature) -> Kind:
-    """The kind of a target.
+    """The kind of a target, by its `readout`.
 
     Raises:
         UnknownNameError: scores of such a target cannot be read.
+        OwnCodeError: the user's file is gone, does not run, or names something else.
     """
-    if feature.modality not in _KINDS:
-        raise UnknownNameError("kind of target", feature.modality, tuple(_KINDS))
-    return _KINDS[feature.modality]
+    return load_object(feature.readout, kind="kind of target", shipped=_KINDS, of=Kind)
 
 
 # ---- one class of several

@@ -28,7 +28,6 @@ from mmtrain.predict.values import RawValue, Value, choose_tasks, encode_value, 
 from pipelines import modalities
 from pipelines.errors import BadExampleError, UnknownNameError
 from pipelines.modalities import Feature
-from pipelines.modalities.tree import delinearise, to_brackets
 from pipelines.vocabulary import Vocabulary
 
 _MAX_PARTS = 8  # cut models kept in memory
@@ -188,8 +187,11 @@ class Predictor:
             encoded = self.encode(tasks[0], arrays)
             for task in map(self.task, tasks):
                 batch = self._answer(task, encoded, beam_size=beam_size)
-                if values is not None and task.targets.modality == "tree":
-                    batch = list(map(_with_words, batch, values))
+                if values is not None:
+                    batch = [
+                        _completed(answer, value, targets=task.targets)
+                        for answer, value in zip(batch, values, strict=True)
+                    ]
                 for by_task, answer in zip(answers, batch, strict=True):
                     by_task[task.spec.name] = answer
         return answers
@@ -206,7 +208,7 @@ class Predictor:
 
     def to_batch(self, feature: Feature, arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         """Arrays of one feature, padded and on the device, with their lengths (B,)."""
-        padded = modalities.load(feature.modality).collate(arrays, feature=feature)
+        padded = modalities.collate(arrays)
         values = torch.from_numpy(padded.values).to(self.device)
         lengths = torch.from_numpy(padded.lengths).to(self.device)
         return (values.long() if values.dtype == torch.int32 else values), lengths.long()
@@ -324,10 +326,7 @@ class Predictor:
         return [Prediction(self.decode_target(name, tokens), value) for tokens, value in rows]
 
 
-def _with_words(prediction: Prediction, sentence: RawValue) -> Prediction:
+def _completed(prediction: Prediction, value: RawValue, *, targets: Feature) -> Prediction:
     """The prediction with its bracketed tree, where it is one over the sentence's words."""
-    try:
-        tree = to_brackets(delinearise(prediction.text, sentence=str(sentence)))
-    except BadExampleError:
-        return prediction
-    return replace(prediction, tree=tree)
+    tree = targets.completed(prediction.text, source=str(value))
+    return replace(prediction, tree=tree) if tree else prediction

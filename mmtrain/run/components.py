@@ -84,5 +84,5 @@ def build_objective(recipe: Recipe, ranks: Ranks) -> Objective:
 def run_optimizer(recipe: Recipe) -> OptimizerConfig:
     """The optimizer's config with the warm-up of the whole run."""
     tasks = recipe.tasks.values()
-    tasks_per_step = len(tasks) if recipe.schedule.name == "accumulating" else 1
+    tasks_per_step = recipe.schedule.kind.together(len(tasks))
     return on_one_clock(recipe.optimizer, tasks, tasks_per_step=tasks_per_step)

@@ -44,7 +44,7 @@ def prepare_run(
     for name, task in recipe.tasks.items():
         losses.check_loss(task.loss or task.targets.loss, task.targets, task=name)
         check_metrics(task.metrics, task.targets, task=name)
-        check_baseline(task.baseline, modality=task.targets.modality, task=name)
+        check_baseline(task.baseline, targets=task.targets, task=name)
         check_augmentations(task)
         check_mixup(task)
         check_decays(recipe.optimizer, task)

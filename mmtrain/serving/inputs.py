@@ -8,7 +8,7 @@ Sizes are read from headers before anything is decoded, and decoders stop at the
 import base64
 import binascii
 import io
-from collections.abc import Callable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,50 +19,13 @@ from mmtrain.serving.config import Limits
 from mmtrain.serving.problems import RequestError, too_large
 from pipelines import modalities
 from pipelines.errors import BadExampleError
+from pipelines.file_formats import FileFormat
 from pipelines.modalities import Feature
 from pipelines.modalities.audio import AudioFeature
-from pipelines.modalities.image import ImageFeature
-from pipelines.modalities.video import VideoFeature
 from pipelines.vocabulary import Vocabulary
 
 _MAX_CHANNELS = 8
-_LAYER_3 = tuple(bytes((0xFF, second)) for second in (0xFB, 0xFA, 0xF3, 0xF2, 0xE3, 0xE2))
 _LEAST_RATE_HZ, _MOST_RATE_HZ = 1_000, 192_000
-
-
-@dataclass(frozen=True, slots=True)
-class Format:
-    """A file format that is taken: its name, the modalities it can be, how it begins."""
-
-    name: str
-    modalities: tuple[str, ...]
-    begins: Callable[[bytes], bool]
-
-
-FORMATS = (
-    Format("PNG", ("image", "video"), lambda head: head.startswith(b"\x89PNG\r\n\x1a\n")),
-    Format("JPEG", ("image",), lambda head: head.startswith(b"\xff\xd8\xff")),
-    Format("GIF", ("image", "video"), lambda head: head.startswith((b"GIF87a", b"GIF89a"))),
-    Format("WebP", ("image",), lambda head: head[:4] == b"RIFF" and head[8:12] == b"WEBP"),
-    Format("BMP", ("image",), lambda head: head.startswith(b"BM")),
-    Format("TIFF", ("image",), lambda head: head.startswith((b"II*\0", b"MM\0*"))),
-    Format("MP4", ("video",), lambda head: head[4:8] == b"ftyp"),
-    Format(
-        "WebM or Matroska",
-        ("video",),
-        lambda head: head.startswith(b"\x1aE\xdf\xa3") and (b"webm" in head or b"matroska" in head),
-    ),
-    Format("AVI", ("video",), lambda head: head[:4] == b"RIFF" and head[8:12] == b"AVI "),
-    Format("WAV", ("audio",), lambda head: head[:4] == b"RIFF" and head[8:12] == b"WAVE"),
-    Format("FLAC", ("audio",), lambda head: head.startswith(b"fLaC")),
-    Format("Ogg", ("audio",), lambda head: head.startswith(b"OggS")),
-    Format(
-        "MP3",
-        ("audio",),
-        lambda head: head.startswith((b"ID3", *_LAYER_3)),
-    ),
-    Format("AIFF", ("audio",), lambda head: head[:4] == b"FORM" and head[8:11] == b"AIF"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,21 +43,28 @@ class Sent:
     content_type: str = ""
 
 
-def sniff(data: bytes) -> Format | None:
-    """The format that a file begins like; None: none that is taken."""
-    head = data[:64]
-    return next((format for format in FORMATS if format.begins(head)), None)
+def formats_of(modality: str) -> tuple[FileFormat, ...]:
+    """Formats of files that a modality takes; none: any."""
+    return modalities.load(modality).FEATURE.formats
 
 
-def possible_modalities(sent: Sent) -> tuple[str, ...]:
-    """What a file can be the input of; a string can be of any."""
+def sniff(data: bytes, *, of: Iterable[str] = ()) -> FileFormat | None:
+    """The format that a file begins like, of these or the shipped modalities; None: of none."""
+    names = (*of, *modalities.names())
+    return next((one for name in names for one in formats_of(name) if one.begins(data)), None)
+
+
+def possible_modalities(sent: Sent, *, of: Sequence[str]) -> tuple[str, ...]:
+    """What a file can be the input of, of these modalities; a string can be of any."""
     if isinstance(sent.value, str):
-        return modalities.names()
+        return tuple(of)
     declared = sent.content_type.partition("/")[0]
-    found = sniff(sent.value)
+    found = sniff(sent.value, of=of)
     if found is None or declared == "text":
-        return tuple(filter(modalities.is_written, modalities.names()))
-    return (declared,) if declared in found.modalities else found.modalities
+        return tuple(filter(modalities.is_written, of))
+    if declared in modalities.names() and found in formats_of(declared):
+        return tuple(name for name in of if name == declared)
+    return tuple(name for name in of if found in formats_of(name))
 
 
 def raw_value(sent: Sent, *, modality: str, limits: Limits) -> str | bytes:
@@ -137,18 +107,11 @@ def read_input(
 
 def bounded_feature(feature: Feature, limits: Limits) -> Feature:
     """The feature with the tighter of its own bounds and the server's."""
-    if isinstance(feature, ImageFeature):
-        return feature.model_copy(update={"max_pixels": min(feature.max_pixels, limits.max_pixels)})
-    if isinstance(feature, VideoFeature):
-        return feature.model_copy(
-            update={
-                "max_pixels": min(feature.max_pixels, limits.max_frame_pixels),
-                "max_frames": min(feature.max_frames, limits.max_frames),
-            }
-        )
-    if isinstance(feature, AudioFeature):
-        return feature.model_copy(update={"max_s": min(feature.max_s, limits.max_sound_s)})
-    return feature
+    tighter = {
+        field: min(getattr(feature, field), getattr(limits, limit))
+        for field, limit in feature.bounds.items()
+    }
+    return feature.model_copy(update=tighter)
 
 
 def _text(sent: Sent, *, limits: Limits) -> str:
@@ -197,8 +160,11 @@ def _check_kind(data: bytes, *, modality: str, content_type: str) -> None:
     Raises:
         RequestError: its bytes are of no format taken, or of another kind than is said.
     """
-    taken = ", ".join(format.name for format in FORMATS if modality in format.modalities)
-    found, declared = sniff(data), content_type.partition("/")[0]
+    formats = formats_of(modality)
+    if not formats:
+        return
+    taken = ", ".join(one.name for one in formats)
+    found, declared = sniff(data, of=(modality,)), content_type.partition("/")[0]
     if found is None:
         raise RequestError(
             415,
@@ -206,9 +172,9 @@ def _check_kind(data: bytes, *, modality: str, content_type: str) -> None:
             value=f"{len(data):,} bytes that begin with {data[:8]!r}",
             remedy=f"send {taken}",
         )
-    if modality not in found.modalities:
+    if found not in formats:
         raise _mislabelled(f"a {found.name} file", wanted=f"{modality}: {taken}")
-    if declared in ("image", "audio", "video", "text") and declared not in found.modalities:
+    if declared in ("image", "audio", "video", "text") and found not in formats_of(declared):
         raise _mislabelled(f"{content_type}, but a {found.name} file", wanted=modality)
 
 
@@ -248,5 +214,5 @@ def _remedy(modality: str) -> str:
         return "send a shorter text, or another"
     if modalities.is_written(modality):
         return "send one that GET /v1/tasks lists"
-    taken = ", ".join(format.name for format in FORMATS if modality in format.modalities)
+    taken = ", ".join(one.name for one in formats_of(modality))
     return f"send a whole {taken} file within the limits of /v1/tasks"

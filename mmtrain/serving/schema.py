@@ -8,7 +8,7 @@ from mmtrain.bundle import BundleTask
 from mmtrain.predict.answers import Prediction
 from mmtrain.serving.config import Limits
 from mmtrain.serving.networks import Network, Networks
-from pipelines.modalities.numbers import BOX, NumbersFeature
+from pipelines.modalities.numbers import NumbersFeature
 
 _TAKES = ("max_tokens", "max_s", "sample_rate_hz", "height", "width", "channels", "num_frames")
 _MAX_NAME, _MAX_SUBTASKS, _MAX_BEAM = 200, 64, 8
@@ -125,7 +125,7 @@ class HealthAnswer(BaseModel):
 def to_answer(name: str, prediction: Prediction, *, task: BundleTask, network: int) -> Answer:
     """One task's prediction as it is sent."""
     box, targets = None, task.targets
-    if isinstance(targets, NumbersFeature) and targets.names == BOX:
+    if isinstance(targets, NumbersFeature) and targets.place == "box":
         size = targets.high - targets.low
         shares = {side: (value - targets.low) / size for side, value in prediction.values.items()}
         box = Box(**{side: min(1.0, max(0.0, share)) for side, share in shares.items()})

@@ -128,7 +128,7 @@ class Service:
         if question.fields.modality is not None:
             return question.fields.modality
         known = self.networks.modalities
-        could = [one for one in known if one in possible_modalities(question.sent)]
+        could = possible_modalities(question.sent, of=known)
         if len(known) == 1:
             return known[0]
         if len(could) == 1:

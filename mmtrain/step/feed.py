@@ -33,7 +33,8 @@ class Feed:
 
     def __init__(self, plan: Plan, *, config: StreamConfig, mixing: Mapping[str, Any]) -> None:
         self.plan, self._config = plan, config
-        self._adaptive = plan.schedule.adaptive if plan.schedule.name == "adaptive" else None
+        is_decided = plan.schedule.kind.rates_at == "decided"
+        self._adaptive = plan.schedule.adaptive if is_decided else None
         self._mixing = Mixing.model_validate(mixing)
         self._totals: dict[str, Tensor] = {}
         self._batches: Iterator[Batch] | None = None

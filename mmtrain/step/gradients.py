@@ -62,7 +62,7 @@ def check_balancing(balancing: str, *, engine: EngineConfig, schedule: ScheduleC
             f"balancing=pcgrad sums gradients over all ranks, engine.ep_size={engine.ep_size} "
             "gives ranks different experts; set engine.ep_size=1, or balancing=none"
         )
-    if schedule.name != "accumulating":
+    if schedule.kind.tasks_a_step == 1:
         raise BalancingError(
             "balancing=pcgrad compares the tasks of one step, schedule "
             f"{schedule.name!r} has one task a step; set schedule.name=accumulating, or "

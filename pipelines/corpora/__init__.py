@@ -5,38 +5,15 @@ The name is the module: `pipelines/corpora/<maker>.py` defines
     make(folder, *, seed) -> None       writes the corpus's splits, as ordinary raw files
 
 The same seed gives the same bytes. The folder appears whole or not at all. Splits are `train`,
-`validation`, `test`, and for some `test_hard`; nothing stands in two of them.
+`validation`, `test`, and for some `test_hard`; nothing stands in two of them. A task names its
+maker; nothing of the data plane imports this room.
 """
 
-import importlib
 import os
-import pkgutil
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
-
-from pipelines.errors import UnknownNameError
-
-PARTS = frozenset({"espeak"})  # modules of makers that make no corpus themselves
-
-
-def names() -> tuple[str, ...]:
-    """Names of all makers."""
-    modules = (module.name for module in pkgutil.iter_modules(__path__))
-    return tuple(sorted(name for name in modules if name not in PARTS))
-
-
-def load(name: str) -> ModuleType:
-    """The module of a maker.
-
-    Raises:
-        UnknownNameError: there is no such maker.
-    """
-    if name not in names():
-        raise UnknownNameError("corpus maker", name, names())
-    return importlib.import_module(f"{__name__}.{name}")
 
 
 @contextmanager
@@ -45,10 +22,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
     A folder that was there is replaced.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
+    part.mkdir(parents=True)
     try:
         yield part
         if folder.exists():
@@ -56,3 +32,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         part.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Writes a text file and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.corpora import whole_folder
+from pipelines.corpora import whole_folder, write_lines
 from pipelines.corpora.digits import draw, load_scans, partition
 from pipelines.modalities.image import to_png
 
@@ -91,8 +91,7 @@ def write_kind(kind: str, *, pool: Pool, split: str, folder: Path) -> None:
             row["mask"] = f"{kind}/{place:05d}_mask.png"
             (folder / str(row["mask"])).write_bytes(to_png(mask_YX))
         rows.append({"image": image, **row})
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (folder / f"{kind}.jsonl").write_text(lines, encoding="utf-8")
+    write_lines(folder / f"{kind}.jsonl", map(json.dumps, rows))
 
 
 def draw_digits(pool: Pool) -> tuple[np.ndarray, Row]:

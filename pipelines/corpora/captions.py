@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.corpora import whole_folder
+from pipelines.corpora import whole_folder, write_lines
 from pipelines.corpora.digits import enlarge, load_scans, partition
 from pipelines.modalities.image import to_png
 
@@ -38,8 +38,7 @@ def make(folder: Path, *, seed: int) -> None:
                 (part / split / name).write_bytes(to_png(canvas))
                 caption = write_caption(digits[chosen], quarters=quarters)
                 rows.append({"image": name, "caption": caption, "scans": chosen.tolist()})
-            lines = "".join(json.dumps(row) + "\n" for row in rows)
-            (part / split / "captions.jsonl").write_text(lines, encoding="utf-8")
+            write_lines(part / split / "captions.jsonl", map(json.dumps, rows))
 
 
 def draw_canvas(

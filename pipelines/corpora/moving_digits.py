@@ -14,7 +14,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from pipelines.corpora import whole_folder
+from pipelines.corpora import whole_folder, write_lines
 from pipelines.corpora.digits import draw, load_scans, partition
 
 SIDE = 32  # pixels
@@ -75,8 +75,8 @@ def make(folder: Path, *, seed: int) -> None:
                 digit = str(digits[scan])
                 rows.append({"video": name, "direction": direction, "digit": digit, "scan": scan})
             for kind, counts in NUM_EXAMPLES.items():
-                lines = "".join(json.dumps(row) + "\n" for row in rows[: counts[split]])
-                (part / split / f"{kind}.jsonl").write_text(lines, encoding="utf-8")
+                lines = map(json.dumps, rows[: counts[split]])
+                write_lines(part / split / f"{kind}.jsonl", lines)
 
 
 def draw_motion(rng: np.random.Generator, *, direction: str) -> Motion:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.corpora import whole_folder
+from pipelines.corpora import whole_folder, write_lines
 from pipelines.corpora.phrases import HARD_SHARE, LOCALES, Phrase, in_all, name_of, read_lexicons
 
 KINDS = ("territories", "languages", "scripts", "currencies")
@@ -69,7 +69,4 @@ def make(folder: Path, *, seed: int) -> None:
     """Writes `<split>/names.tsv` with the columns name and language."""
     with whole_folder(folder) as part:
         for split, rows in split_names(seed=seed).items():
-            (part / split).mkdir()
-            lines = ["name\tlanguage", *(f"{name}\t{language}" for name, language in rows)]
-            text = "".join(line + "\n" for line in lines)
-            (part / split / "names.tsv").write_text(text, encoding="utf-8")
+            write_lines(part / split / "names.tsv", map("\t".join, [("name", "language"), *rows]))

@@ -24,7 +24,7 @@ from babel.lists import format_list
 from babel.numbers import format_currency, get_territory_currencies
 from babel.units import format_unit
 
-from pipelines.corpora import whole_folder
+from pipelines.corpora import whole_folder, write_lines
 
 LANGUAGES = ("en", "de", "fr")
 LOCALES = tuple(Locale.parse(language) for language in LANGUAGES)
@@ -319,7 +319,5 @@ def make(folder: Path, *, seed: int) -> None:
     """Writes `<split>/phrases.tsv` with the columns en, de and fr."""
     with whole_folder(folder) as part:
         for split, phrases in draw_phrases(seed=seed).items():
-            (part / split).mkdir()
-            rows = ["\t".join(LANGUAGES), *("\t".join(astuple(phrase)) for phrase in phrases)]
-            text = "".join(row + "\n" for row in rows)
-            (part / split / "phrases.tsv").write_text(text, encoding="utf-8")
+            rows = [LANGUAGES, *map(astuple, phrases)]
+            write_lines(part / split / "phrases.tsv", map("\t".join, rows))

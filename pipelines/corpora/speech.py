@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.corpora import whole_folder
+from pipelines.corpora import whole_folder, write_lines
 from pipelines.corpora.captions import DIGIT_WORDS
 from pipelines.corpora.espeak import Saying, speak_all
 
@@ -66,7 +66,11 @@ def make(folder: Path, *, seed: int) -> None:
             rng = np.random.default_rng((seed, 1, number))
             chosen = say_strings(strings, split=split, rng=rng)
             sayings += chosen
-            write_manifest(chosen, folder=part / split)
+            rows = (
+                {"audio": f"clips/{Path(one.path).name}", "text": one.text, "voice": one.voice}
+                for one in chosen
+            )
+            write_lines(part / split / "clips.jsonl", map(json.dumps, rows))
         speak_all(sayings, folder=part)
 
 
@@ -88,13 +92,3 @@ def say_strings(strings: list[list[str]], *, split: str, rng: np.random.Generato
         )
         for place, text in enumerate(texts)
     ]
-
-
-def write_manifest(sayings: list[Saying], *, folder: Path) -> None:
-    """One JSON object a clip; audio paths are relative to the manifest's folder."""
-    rows = (
-        {"audio": f"clips/{Path(saying.path).name}", "text": saying.text, "voice": saying.voice}
-        for saying in sayings
-    )
-    lines = "".join(json.dumps(row) + "\n" for row in rows)
-    (folder / "clips.jsonl").write_text(lines, encoding="utf-8")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from pipelines.corpora import whole_folder
+from pipelines.corpora import whole_folder, write_lines
 from pipelines.corpora.captions import DIGIT_WORDS
 from pipelines.corpora.espeak import Saying, speak_all
 from pipelines.corpora.speech import DIALECTS
@@ -90,7 +90,7 @@ def say_combinations(
     combinations: Sequence[Combination], *, count: int, split: str, rng: np.random.Generator
 ) -> list[tuple[Saying, Combination]]:
     """The clips of a split: its combinations in turn, each time at another speed and pitch."""
-    said = []
+    sayings = []
     for place, combination in enumerate(itertools.islice(itertools.cycle(combinations), count)):
         digit, voice, dialect = combination
         saying = Saying(
@@ -101,25 +101,18 @@ def say_combinations(
             pitch=int(rng.integers(*PITCH)),
             pitch_range=int(rng.integers(*PITCH_RANGE)),
         )
-        said.append((saying, combination))
-    return said
+        sayings.append((saying, combination))
+    return sayings
 
 
 def write_manifests(
     chosen: Sequence[tuple[Saying, Combination]], *, split: str, folder: Path
 ) -> None:
     """One JSON object a clip; audio paths are relative to the manifest's folder."""
-    lines = [
-        json.dumps(
-            {
-                "audio": f"clips/{Path(saying.path).name}",
-                "digit": str(digit),
-                "voice": voice,
-                "dialect": dialect,
-            }
-        )
+    rows = [
+        {"audio": f"clips/{Path(saying.path).name}", "digit": str(digit)}
+        | {"voice": voice, "dialect": dialect}
         for saying, (digit, voice, dialect) in chosen
     ]
     for kind, counts in NUM_EXAMPLES.items():
-        text = "".join(line + "\n" for line in lines[: counts[split]])
-        (folder / f"{kind}.jsonl").write_text(text, encoding="utf-8")
+        write_lines(folder / f"{kind}.jsonl", map(json.dumps, rows[: counts[split]]))

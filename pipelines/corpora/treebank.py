@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.corpora import whole_folder
+from pipelines.corpora import whole_folder, write_lines
 from pipelines.modalities.tree import Tree, to_brackets
 
 NUM_EXAMPLES = {"train": 5_000, "validation": 200, "test": 300}
@@ -204,6 +204,4 @@ def make(folder: Path, *, seed: int) -> None:
     """Writes `<split>/trees.mrg`, one bracketed tree a line."""
     with whole_folder(folder) as part:
         for split, trees in draw_trees(seed=seed).items():
-            (part / split).mkdir()
-            lines = "".join(to_brackets(tree) + "\n" for tree in trees)
-            (part / split / "trees.mrg").write_text(lines, encoding="utf-8")
+            write_lines(part / split / "trees.mrg", map(to_brackets, trees))

@@ -7,7 +7,7 @@ mean and deviation of the corpus, so that loudness is kept. The padding value 0 
 
 import functools
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import ClassVar, Literal, Self
 
 import librosa
@@ -17,7 +17,8 @@ import soxr
 from pydantic import Field, model_validator
 
 from pipelines.errors import BadExampleError
-from pipelines.modalities import Feature, Padded
+from pipelines.file_formats import AIFF, FLAC, MP3, OGG, WAV, FileFormat
+from pipelines.modalities import Feature
 from pipelines.modalities.image import to_png
 from pipelines.vocabulary import Vocabulary
 
@@ -26,6 +27,9 @@ class AudioFeature(Feature):
     """float32: (frames, bins) for log-mel, (samples,) for a waveform."""
 
     dtype: ClassVar[str] = "float32"
+    formats: ClassVar[tuple[FileFormat, ...]] = (WAV, FLAC, OGG, MP3, AIFF)
+    bounds: ClassVar[Mapping[str, str]] = {"max_s": "max_sound_s"}
+    shows_raw: ClassVar[bool] = True  # who reads log-mel frames would rather hear the sound
 
     modality: str = "audio"
     representation: Literal["log_mel", "waveform"]
@@ -94,6 +98,24 @@ class AudioFeature(Feature):
     def net(self) -> str:
         """Log-mel frames are a picture of the sound, samples a long sequence."""
         return "spectral" if self.representation == "log_mel" else "waveform"
+
+    @property
+    def array_kind(self) -> str:
+        """Augmentations of sounds are of log-mel frames."""
+        return "audio" if self.representation == "log_mel" else "waveform"
+
+    @property
+    def longest_shape(self) -> tuple[int, ...]:
+        """A sound of `max_s`, or of `num_frames` where they are set."""
+        num_samples = int(self.max_s * self.sample_rate_hz)
+        if self.representation == "waveform":
+            return (num_samples,)
+        return (self.num_frames or 1 + num_samples // self.hop_length, self.num_bins)
+
+    def example(self) -> bytes:
+        """Half a second of silence."""
+        silence = np.zeros(self.sample_rate_hz // 2, dtype=np.float32)
+        return to_wav(silence, rate_hz=self.sample_rate_hz)
 
     @property
     def rank(self) -> int:
@@ -217,13 +239,3 @@ def to_wav(samples_L: np.ndarray, *, rate_hz: int) -> bytes:
     file = io.BytesIO()
     soundfile.write(file, samples_L, rate_hz, format="WAV", subtype="PCM_16")
     return file.getvalue()
-
-
-def collate(arrays: Sequence[np.ndarray], *, feature: AudioFeature) -> Padded:
-    """Sounds of a batch, padded with 0.0 to the longest: float32 (B, longest[, bins])."""
-    lengths = np.fromiter((len(array) for array in arrays), dtype=np.int32, count=len(arrays))
-    shape = (len(arrays), int(lengths.max(initial=0)), *arrays[0].shape[1:])
-    values = np.zeros(shape, dtype=np.float32)
-    for row, array in zip(values, arrays, strict=True):
-        row[: len(array)] = array
-    return Padded(values=values, lengths=lengths)

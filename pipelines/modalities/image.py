@@ -7,7 +7,7 @@ shape.
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -15,7 +15,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from pydantic import Field
 
 from pipelines.errors import BadExampleError
-from pipelines.modalities import Feature, Padded
+from pipelines.file_formats import BMP, GIF, JPEG, PNG, TIFF, WEBP, FileFormat
+from pipelines.modalities import Feature
 from pipelines.vocabulary import Vocabulary
 
 
@@ -23,6 +24,8 @@ class ImageFeature(Feature):
     """Pixels, uint8 (Y, X, C)."""
 
     dtype: ClassVar[str] = "uint8"
+    formats: ClassVar[tuple[FileFormat, ...]] = (PNG, JPEG, GIF, WEBP, BMP, TIFF)
+    bounds: ClassVar[Mapping[str, str]] = {"max_pixels": "max_pixels"}
 
     modality: str = "image"
     height: int = Field(ge=1, description="Rows, in pixels.")
@@ -38,6 +41,15 @@ class ImageFeature(Feature):
     def rank(self) -> int:
         """Rows, columns and channels."""
         return 3
+
+    @property
+    def longest_shape(self) -> tuple[int, ...]:
+        """All pictures have one size."""
+        return (self.height, self.width, self.channels)
+
+    def example(self) -> bytes:
+        """A black picture."""
+        return to_png(np.zeros((self.height, self.width, 3), dtype=np.uint8))
 
 
 FEATURE = ImageFeature
@@ -119,9 +131,3 @@ def to_png(pixels: np.ndarray) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="PNG")
     return file.getvalue()
-
-
-def collate(arrays: Sequence[np.ndarray], *, feature: ImageFeature) -> Padded:
-    """Pixels of a batch: uint8 (B, Y, X, C); all have the feature's size, so nothing is padded."""
-    values = np.stack(arrays)
-    return Padded(values, np.full(len(arrays), values.shape[1], dtype=np.int32))

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from pipelines.errors import BadExampleError
-from pipelines.modalities import Feature, Padded
+from pipelines.modalities import Feature
 from pipelines.vocabulary import Vocabulary
 
 WRITTEN = True
@@ -19,6 +19,8 @@ class LabelFeature(Feature):
     """Class id, int32 (1,)."""
 
     dtype: ClassVar[str] = "int32"
+    baselines: ClassVar[tuple[str, ...]] = ("majority_class",)
+    is_divisible: ClassVar[bool] = True
 
     modality: str = "label"
     classes: tuple[str, ...] = Field(min_length=1, description="Class names; the id is the place.")
@@ -27,6 +29,20 @@ class LabelFeature(Feature):
     def num_outputs(self) -> int:
         """A score for each class."""
         return len(self.classes)
+
+    @property
+    def longest_shape(self) -> tuple[int, ...]:
+        """One id."""
+        return (1,)
+
+    def example(self) -> str:
+        """The first class."""
+        return self.classes[0]
+
+    def narrowed(self, array: np.ndarray, *, classes: Sequence[int]) -> np.ndarray | None:
+        """The new id of the class; None: it is left out."""
+        number = int(array[0])
+        return np.array([classes.index(number)], array.dtype) if number in classes else None
 
 
 FEATURE = LabelFeature
@@ -65,8 +81,3 @@ def _shown(name: str, classes: Sequence[str]) -> str:
 def decode(array: np.ndarray, *, feature: LabelFeature, vocabulary: Vocabulary | None) -> str:
     """The name of a class id, given as (1,) or as a scalar."""
     return feature.classes[int(np.asarray(array).reshape(-1)[0])]
-
-
-def collate(arrays: Sequence[np.ndarray], *, feature: LabelFeature) -> Padded:
-    """Class ids of a batch: int32 (B, 1)."""
-    return Padded(values=np.stack(arrays), lengths=np.ones(len(arrays), dtype=np.int32))

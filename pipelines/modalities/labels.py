@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field
 
 from pipelines.errors import BadExampleError
-from pipelines.modalities import Feature, Padded
+from pipelines.modalities import Feature
 from pipelines.modalities.label import class_ids
 from pipelines.modalities.multilabel import split_names
 from pipelines.vocabulary import Vocabulary
@@ -18,6 +18,7 @@ class LabelsFeature(Feature):
 
     dtype: ClassVar[str] = "int32"
     loss: ClassVar[str] = "grouped_cross_entropy"
+    baselines: ClassVar[tuple[str, ...]] = ("majority_class",)
 
     modality: str = "labels"
     parts: dict[str, tuple[str, ...]] = Field(
@@ -33,6 +34,11 @@ class LabelsFeature(Feature):
     def output_groups(self) -> tuple[int, ...]:
         """Classes of each part."""
         return tuple(len(classes) for classes in self.parts.values())
+
+    @property
+    def longest_shape(self) -> tuple[int, ...]:
+        """An id for each part."""
+        return (len(self.parts),)
 
 
 FEATURE = LabelsFeature
@@ -79,9 +85,3 @@ def decode(
         part: classes[number]
         for (part, classes), number in zip(feature.parts.items(), ids, strict=True)
     }
-
-
-def collate(arrays: Sequence[np.ndarray], *, feature: LabelsFeature) -> Padded:
-    """Class ids of a batch: int32 (B, K)."""
-    values = np.stack(arrays)
-    return Padded(values, np.full(len(arrays), values.shape[1], dtype=np.int32))

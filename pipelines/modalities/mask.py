@@ -6,15 +6,14 @@ that a person can tell apart; `decode` writes such.
 
 import colorsys
 import io
-from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from PIL import Image
 from pydantic import Field
 
 from pipelines.errors import BadExampleError
-from pipelines.modalities import Feature, Padded
+from pipelines.modalities import Feature
 from pipelines.modalities.image import open_picture
 from pipelines.vocabulary import Vocabulary
 
@@ -25,6 +24,7 @@ class MaskFeature(Feature):
     """Class id of each pixel, uint8 (Y, X)."""
 
     dtype: ClassVar[str] = "uint8"
+    baselines: ClassVar[tuple[str, ...]] = ("majority_element",)
 
     modality: str = "mask"
     height: int = Field(ge=1, description="Rows, in pixels.")
@@ -47,6 +47,16 @@ class MaskFeature(Feature):
     def num_outputs(self) -> int:
         """A score for each class, at each pixel."""
         return len(self.classes)
+
+    @property
+    def longest_shape(self) -> tuple[int, ...]:
+        """All masks have one size."""
+        return (self.height, self.width)
+
+    @property
+    def place(self) -> Literal["mask"]:
+        """A class at each pixel."""
+        return "mask"
 
 
 FEATURE = MaskFeature
@@ -88,9 +98,3 @@ def palette(num_classes: int) -> list[int]:
     hues = [(number * 0.618034) % 1.0 for number in range(num_classes - 1)]  # the golden ratio
     colours = [(0.0, 0.0, 0.0), *(colorsys.hsv_to_rgb(hue, 0.75, 1.0) for hue in hues)]
     return [round(255 * level) for colour in colours for level in colour]
-
-
-def collate(arrays: Sequence[np.ndarray], *, feature: MaskFeature) -> Padded:
-    """Masks of a batch: uint8 (B, Y, X)."""
-    values = np.stack(arrays)
-    return Padded(values, np.full(len(arrays), values.shape[1], dtype=np.int32))

@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import Field
 
 from pipelines.errors import BadExampleError
-from pipelines.modalities import Feature, Padded
+from pipelines.modalities import Feature
 from pipelines.modalities.label import class_ids
 from pipelines.vocabulary import Vocabulary
 
@@ -17,6 +17,8 @@ class MultiLabelFeature(Feature):
 
     dtype: ClassVar[str] = "uint8"
     loss: ClassVar[str] = "sigmoid_cross_entropy"
+    baselines: ClassVar[tuple[str, ...]] = ("label_frequency",)
+    is_divisible: ClassVar[bool] = True
 
     modality: str = "multilabel"
     classes: tuple[str, ...] = Field(min_length=1, description="Class names; the id is the place.")
@@ -25,6 +27,15 @@ class MultiLabelFeature(Feature):
     def num_outputs(self) -> int:
         """A score for each class."""
         return len(self.classes)
+
+    @property
+    def longest_shape(self) -> tuple[int, ...]:
+        """A number for each class."""
+        return (len(self.classes),)
+
+    def narrowed(self, array: np.ndarray, *, classes: Sequence[int]) -> np.ndarray:
+        """What is there of these classes, perhaps nothing."""
+        return array[list(classes)]
 
 
 FEATURE = MultiLabelFeature
@@ -64,9 +75,3 @@ def decode(
 ) -> list[str]:
     """Names of the classes that are there, in the feature's order."""
     return [name for name, there in zip(feature.classes, array, strict=True) if there]
-
-
-def collate(arrays: Sequence[np.ndarray], *, feature: MultiLabelFeature) -> Padded:
-    """Classes of a batch: uint8 (B, V)."""
-    values = np.stack(arrays)
-    return Padded(values, np.full(len(arrays), values.shape[1], dtype=np.int32))

@@ -5,14 +5,13 @@ and `high` the right and lower one, so that stored values are shares of the pict
 """
 
 import math
-from collections.abc import Sequence
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from pipelines.errors import BadExampleError
-from pipelines.modalities import Feature, Padded
+from pipelines.modalities import Feature
 from pipelines.modalities.labels import by_name
 from pipelines.vocabulary import Vocabulary
 
@@ -24,6 +23,7 @@ class NumbersFeature(Feature):
 
     dtype: ClassVar[str] = "float32"
     loss: ClassVar[str] = "squared_error"
+    baselines: ClassVar[tuple[str, ...]] = ("mean_value",)
 
     modality: str = "numbers"
     names: tuple[str, ...] = Field(min_length=1, description="What each value is.")
@@ -34,6 +34,16 @@ class NumbersFeature(Feature):
     def num_outputs(self) -> int:
         """A score is a value."""
         return len(self.names)
+
+    @property
+    def longest_shape(self) -> tuple[int, ...]:
+        """A number for each name."""
+        return (len(self.names),)
+
+    @property
+    def place(self) -> Literal["box", "unknown"]:
+        """A box by its names; of other numbers nobody knows whether they are places."""
+        return "box" if self.names == BOX else "unknown"
 
     @model_validator(mode="after")
     def _range_is_open(self) -> Self:
@@ -84,9 +94,3 @@ def decode(
     span = feature.high - feature.low
     values = [feature.low + span * float(share) for share in np.asarray(array)]
     return dict(zip(feature.names, values, strict=True))
-
-
-def collate(arrays: Sequence[np.ndarray], *, feature: NumbersFeature) -> Padded:
-    """Values of a batch: float32 (B, K)."""
-    values = np.stack(arrays)
-    return Padded(values, np.full(len(arrays), values.shape[1], dtype=np.int32))

@@ -5,15 +5,14 @@ spellings of one string are one string.
 """
 
 import unicodedata
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 from pydantic import Field
 
 from pipelines.errors import BadExampleError
-from pipelines.modalities import Feature, Padded
-from pipelines.vocabulary import EOS_ID, PAD_ID, Vocabulary
+from pipelines.modalities import Feature
+from pipelines.vocabulary import EOS_ID, Vocabulary
 
 
 class TextFeature(Feature):
@@ -25,6 +24,15 @@ class TextFeature(Feature):
     max_tokens: int = Field(
         default=256, ge=2, description="Longest text kept, in tokens, EOS included."
     )
+
+    @property
+    def longest_shape(self) -> tuple[int, ...]:
+        """A text of `max_tokens`."""
+        return (self.max_tokens,)
+
+    def example(self) -> str:
+        """A number in figures."""
+        return "7"
 
 
 FEATURE = TextFeature
@@ -74,12 +82,3 @@ def decode(array: np.ndarray, *, feature: Feature, vocabulary: Vocabulary) -> st
     """Token ids up to the first EOS to text; padding and command tokens are left out."""
     ids = np.asarray(array).tolist()
     return vocabulary.decode(ids[: ids.index(EOS_ID)] if EOS_ID in ids else ids)
-
-
-def collate(arrays: Sequence[np.ndarray], *, feature: Feature) -> Padded:
-    """Token ids of a batch, padded with 0 to the longest: int32 (B, longest)."""
-    lengths = np.fromiter((len(array) for array in arrays), dtype=np.int32, count=len(arrays))
-    values = np.full((len(arrays), int(lengths.max(initial=0))), PAD_ID, dtype=np.int32)
-    for row, array in zip(values, arrays, strict=True):
-        row[: len(array)] = array
-    return Padded(values=values, lengths=lengths)

@@ -24,8 +24,6 @@ from pipelines.modalities import Feature
 from pipelines.modalities import text as text_modality
 from pipelines.vocabulary import Vocabulary
 
-collate = text_modality.collate
-
 # What EVALB's COLLINS.prm leaves out when it scores: https://nlp.cs.nyu.edu/evalb/
 UNSCORED_LABELS = frozenset({"TOP", "ROOT", "S1", ""})
 UNSCORED_TAGS = frozenset({",", ":", "``", "''", ".", "-NONE-"})
@@ -48,6 +46,22 @@ class TreeFeature(Feature):
     def net(self) -> str:
         """Linearised trees are text to the model."""
         return "text"
+
+    @property
+    def longest_shape(self) -> tuple[int, ...]:
+        """A tree of `max_tokens`."""
+        return (self.max_tokens,)
+
+    def example(self) -> str:
+        """A number in figures."""
+        return "(NP (CD 7))"
+
+    def completed(self, text: str, *, source: str) -> str | None:
+        """The bracketed tree over the source's words; None: it is not one over so many words."""
+        try:
+            return to_brackets(delinearise(text, sentence=source))
+        except BadExampleError:
+            return None
 
 
 FEATURE = TreeFeature

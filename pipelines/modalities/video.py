@@ -7,7 +7,7 @@ or cut short anywhere is refused, also where its window would have been whole.
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from typing import ClassVar, Literal, Self
 
 import av
@@ -20,7 +20,8 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from pipelines.errors import BadExampleError
-from pipelines.modalities import Feature, Padded
+from pipelines.file_formats import AVI, GIF, MP4, PNG, WEBM, FileFormat
+from pipelines.modalities import Feature
 from pipelines.modalities.image import fit
 from pipelines.vocabulary import Vocabulary
 
@@ -32,6 +33,11 @@ class VideoFeature(Feature):
     """Pixels of frames, uint8 (T, Y, X, C)."""
 
     dtype: ClassVar[str] = "uint8"
+    formats: ClassVar[tuple[FileFormat, ...]] = (PNG, GIF, MP4, WEBM, AVI)
+    bounds: ClassVar[Mapping[str, str]] = {
+        "max_pixels": "max_frame_pixels",
+        "max_frames": "max_frames",
+    }
 
     modality: str = "video"
     height: int = Field(ge=1, description="Rows, in pixels.")
@@ -56,6 +62,18 @@ class VideoFeature(Feature):
     def rank(self) -> int:
         """Frames, rows, columns and channels."""
         return 4
+
+    @property
+    def longest_shape(self) -> tuple[int, ...]:
+        """All clips have one size."""
+        return (self.num_frames, self.height, self.width, self.channels)
+
+    def example(self) -> bytes:
+        """An animated picture, long enough to be a clip; equal frames would be merged into one."""
+        levels = np.arange(self.num_frames * self.frame_step) * 16 % 256
+        shape = (self.height, self.width, self.channels)
+        frames = np.stack([np.full(shape, level, dtype=np.uint8) for level in levels])
+        return decode(frames, feature=self, vocabulary=None)
 
     @model_validator(mode="after")
     def _frames_fit(self) -> Self:
@@ -177,9 +195,3 @@ def decode(array: np.ndarray, *, feature: VideoFeature, vocabulary: Vocabulary |
         loop=0,
     )
     return file.getvalue()
-
-
-def collate(arrays: Sequence[np.ndarray], *, feature: VideoFeature) -> Padded:
-    """Clips of a batch: uint8 (B, T, Y, X, C); all have the feature's size, nothing is padded."""
-    values = np.stack(arrays)
-    return Padded(values, np.full(len(arrays), values.shape[1], dtype=np.int32))

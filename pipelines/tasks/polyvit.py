@@ -7,6 +7,9 @@ not a large learning rate, for a step's rate also moves what other tasks left in
 All tasks of a modality have inputs of one size, for they share its tokens' positions.
 """
 
+from typing import Any
+
+from pipelines.modalities import Feature
 from pipelines.modalities.audio import AudioFeature
 from pipelines.modalities.image import ImageFeature
 from pipelines.modalities.label import LabelFeature
@@ -34,6 +37,8 @@ MASKED = Augmentation(
     settings={"bin_masks": 1, "max_bins": 8, "frame_masks": 2, "max_frames": 8},
 )
 CLASS_METRICS = ("accuracy", "log_perplexity")
+WAYS = ("right", "down right", "down", "down left", "left", "up left", "up", "up right")
+VOICES = ("alex", "andy", "annie", "croak", "grandma", "klatt", "storm", "whisper")
 
 
 def columns(corpus: str, kind: str, *, inputs: str, target: str, files: str) -> Source:
@@ -46,154 +51,97 @@ def columns(corpus: str, kind: str, *, inputs: str, target: str, files: str) -> 
     )
 
 
-DIGIT = Task(
-    name="digit",
-    source=Source(uri="raw/digits", format="image_folder", maker="digits"),
-    inputs=PICTURE,
-    targets=LabelFeature(classes=DIGITS),
-    metrics=("accuracy", "top5_accuracy", "log_perplexity"),
-    baseline="majority_class",
-    batch_size=32,
-    num_steps=500,
-    learning_rate=0.1,
-    warmup_steps=25,
-)
+def digits_task(
+    name: str, source: Source, inputs: Feature, targets: Feature, *, num_steps: int, **fields: Any
+) -> Task:
+    """A task in mini-batches of 32, at the rate 0.1 after a warm-up of a part of its steps."""
+    defaults: dict[str, Any] = {
+        "metrics": CLASS_METRICS,
+        "baseline": "majority_class",
+        "warmup_steps": num_steps // 20,
+    }
+    return Task(
+        name=name, source=source, inputs=inputs, targets=targets, batch_size=32,
+        num_steps=num_steps, learning_rate=0.1, **(defaults | fields),
+    )  # fmt: skip
 
-DIGIT_SET = Task(
-    name="digit_set",
-    source=columns("canvases", "digits", inputs="image", target="digits", files="image"),
-    inputs=PICTURE,
-    targets=MultiLabelFeature(classes=DIGITS),
-    metrics=("mean_average_precision", "f1"),
-    baseline="label_frequency",
-    batch_size=32,
-    num_steps=2_000,
-    learning_rate=0.1,
-    warmup_steps=100,
-)
 
-DIGIT_PAIR = Task(
-    name="digit_pair",
-    source=columns("canvases", "pairs", inputs="image", target="pair", files="image"),
-    inputs=PICTURE,
-    targets=LabelsFeature(parts={"left": DIGITS, "right": DIGITS}),
-    metrics=("part_accuracy", "exact"),
-    baseline="majority_class",
-    batch_size=32,
-    num_steps=1_000,
-    learning_rate=0.1,
-    warmup_steps=50,
-)
+def canvas_task(
+    name: str, kind: str, targets: Feature, *, target: str, files: str = "image", **fields: Any
+) -> Task:
+    """A task on canvases of digits."""
+    source = columns("canvases", kind, inputs="image", target=target, files=files)
+    return digits_task(name, source, PICTURE, targets, **fields)
 
-DIGIT_BOX = Task(
-    name="digit_box",
-    source=columns("canvases", "boxes", inputs="image", target="box", files="image"),
-    inputs=PICTURE,
-    targets=NumbersFeature(names=("left", "top", "right", "bottom"), low=0.0, high=SIDE),
-    metrics=("box_iou", "mean_squared_error"),
-    baseline="mean_value",
-    batch_size=32,
-    loss_weight=5.0,
-    num_steps=500,
-    learning_rate=0.1,
-    warmup_steps=25,
-)
 
-DIGIT_MASK = Task(
-    name="digit_mask",
-    source=columns("canvases", "masks", inputs="image", target="mask", files="image,mask"),
-    inputs=PICTURE,
-    targets=MaskFeature(height=SIDE, width=SIDE, classes=("background", *DIGITS)),
-    metrics=("mean_iou", "element_accuracy"),
-    baseline="majority_element",
-    batch_size=32,
-    loss_weight=10.0,
-    num_steps=1_000,
-    learning_rate=0.1,
-    warmup_steps=50,
-)
+def motion_task(
+    name: str, kind: str, classes: tuple[str, ...], *, target: str, num_steps: int
+) -> Task:
+    """A task on clips of moving digits."""
+    source = columns("moving_digits", kind, inputs="video", target=target, files="video")
+    return digits_task(name, source, CLIP, LabelFeature(classes=classes), num_steps=num_steps)
 
-MOTION_DIRECTION = Task(
-    name="motion_direction",
-    source=columns(
-        "moving_digits", "directions", inputs="video", target="direction", files="video"
-    ),
-    inputs=CLIP,
-    targets=LabelFeature(
-        classes=(
-            "right",
-            "down right",
-            "down",
-            "down left",
-            "left",
-            "up left",
-            "up",
-            "up right",
-        )
-    ),
-    metrics=CLASS_METRICS,
-    baseline="majority_class",
-    batch_size=32,
-    num_steps=250,
-    learning_rate=0.1,
-    warmup_steps=12,
-)
 
-MOTION_IDENTITY = Task(
-    name="motion_identity",
-    source=columns("moving_digits", "identities", inputs="video", target="digit", files="video"),
-    inputs=CLIP,
-    targets=LabelFeature(classes=DIGITS),
-    metrics=CLASS_METRICS,
-    baseline="majority_class",
-    batch_size=32,
-    num_steps=1_000,
-    learning_rate=0.1,
-    warmup_steps=50,
-)
+def sound_task(
+    name: str, kind: str, classes: tuple[str, ...], *, target: str, **fields: Any
+) -> Task:
+    """A task on spoken digits, augmented as published sounds are."""
+    source = columns("spoken_digits", kind, inputs="audio", target=target, files="audio")
+    return digits_task(
+        name, source, SOUND, LabelFeature(classes=classes), augment=(MASKED,), mixup=0.3,
+        drop_layer=0.3, **fields,
+    )  # fmt: skip
 
-SPOKEN_DIGIT = Task(
-    name="spoken_digit",
-    source=columns("spoken_digits", "digits", inputs="audio", target="digit", files="audio"),
-    inputs=SOUND,
-    targets=LabelFeature(classes=DIGITS),
-    metrics=CLASS_METRICS,
-    baseline="majority_class",
-    batch_size=32,
-    augment=(MASKED,),
-    mixup=0.3,
-    drop_layer=0.3,
-    num_steps=500,
-    learning_rate=0.1,
-    warmup_steps=25,
-)
-
-SPEAKING_VOICE = Task(
-    name="speaking_voice",
-    source=columns("spoken_digits", "voices", inputs="audio", target="voice", files="audio"),
-    inputs=SOUND,
-    targets=LabelFeature(
-        classes=("alex", "andy", "annie", "croak", "grandma", "klatt", "storm", "whisper")
-    ),
-    metrics=CLASS_METRICS,
-    baseline="majority_class",
-    batch_size=32,
-    augment=(MASKED,),
-    mixup=0.3,
-    drop_layer=0.3,
-    num_steps=50,
-    learning_rate=0.1,
-    warmup_steps=5,
-)
 
 TASKS = (
-    DIGIT,
-    DIGIT_SET,
-    DIGIT_PAIR,
-    DIGIT_BOX,
-    DIGIT_MASK,
-    MOTION_DIRECTION,
-    MOTION_IDENTITY,
-    SPOKEN_DIGIT,
-    SPEAKING_VOICE,
+    digits_task(
+        "digit",
+        Source(uri="raw/digits", format="image_folder", maker="digits"),
+        PICTURE,
+        LabelFeature(classes=DIGITS),
+        metrics=("accuracy", "top5_accuracy", "log_perplexity"),
+        num_steps=500,
+    ),
+    canvas_task(
+        "digit_set",
+        "digits",
+        MultiLabelFeature(classes=DIGITS),
+        target="digits",
+        metrics=("mean_average_precision", "f1"),
+        baseline="label_frequency",
+        num_steps=2_000,
+    ),
+    canvas_task(
+        "digit_pair",
+        "pairs",
+        LabelsFeature(parts={"left": DIGITS, "right": DIGITS}),
+        target="pair",
+        metrics=("part_accuracy", "exact"),
+        num_steps=1_000,
+    ),
+    canvas_task(
+        "digit_box",
+        "boxes",
+        NumbersFeature(names=("left", "top", "right", "bottom"), low=0.0, high=SIDE),
+        target="box",
+        metrics=("box_iou", "mean_squared_error"),
+        baseline="mean_value",
+        loss_weight=5.0,
+        num_steps=500,
+    ),
+    canvas_task(
+        "digit_mask",
+        "masks",
+        MaskFeature(height=SIDE, width=SIDE, classes=("background", *DIGITS)),
+        target="mask",
+        files="image,mask",
+        metrics=("mean_iou", "element_accuracy"),
+        baseline="majority_element",
+        loss_weight=10.0,
+        num_steps=1_000,
+    ),
+    motion_task("motion_direction", "directions", WAYS, target="direction", num_steps=250),
+    motion_task("motion_identity", "identities", DIGITS, target="digit", num_steps=1_000),
+    sound_task("spoken_digit", "digits", DIGITS, target="digit", num_steps=500),
+    sound_task("speaking_voice", "voices", VOICES, target="voice", num_steps=50, warmup_steps=5),
 )

@@ -1,10 +1,11 @@
 import time
+from dataclasses import fields
 
 import numpy as np
 import pytest
 
 from pipelines import stream as stream_module
-from pipelines.batch_table import ARRAYS
+from pipelines.batch import Batch
 from pipelines.errors import CorpusError, StreamError
 from pipelines.plan import Plan
 from pipelines.schedule import ScheduleConfig
@@ -40,7 +41,8 @@ def plan_of(manifests: dict[str, Manifest], **fields) -> Plan:
 
 
 def facts(batch) -> tuple:
-    arrays = [getattr(batch, name) for name in ARRAYS]
+    values = (getattr(batch, field.name) for field in fields(Batch))
+    arrays = [value for value in values if isinstance(value, np.ndarray)]
     return (batch.step, batch.micro, batch.task, [(a.dtype, a.tolist()) for a in arrays])
 
 

@@ -6,13 +6,12 @@ from pipelines.augment import (
     AUGMENTATIONS,
     Looks,
     Move,
-    Window,
     augment,
     augment_one,
     check_augmentations,
     load,
 )
-from pipelines.build import finish_split, plan_split, split_units
+from pipelines.build import plan_split, split_units
 from pipelines.errors import AugmentationError, UnknownNameError
 from pipelines.modalities import Feature
 from pipelines.modalities.audio import AudioFeature
@@ -24,9 +23,11 @@ from pipelines.modalities.text import TextFeature
 from pipelines.modalities.video import VideoFeature
 from pipelines.plan import Plan, PlannedBatch, SequentialPlan
 from pipelines.schedule import ScheduleConfig
+from pipelines.seal import finish_split
 from pipelines.shards import Example, Manifest, open_manifest
 from pipelines.stream import read_batches
 from pipelines.task import Augmentation, Source, Task
+from pipelines.window import Window
 from pipelines.writer import write_unit
 from tests.pipelines.toy_corpus import toy_config
 
@@ -63,7 +64,7 @@ def changed(name: str, array: np.ndarray, *, seed: int = 0, **settings: float) -
     change = load(named(name, **settings))
     example = Example(array, LABEL_ARRAY)
     rng = np.random.default_rng(seed)
-    return augment_one(example, changes=[change], targets="label", rng=rng).inputs
+    return augment_one(example, changes=[change], place="none", rng=rng).inputs
 
 
 def picture(channels: int = 1, *, size: int = 8) -> np.ndarray:
@@ -168,7 +169,7 @@ def test_mask_moves_with_its_picture():
     for name in ("shift", "flip"):
         for seed in range(20):
             rng = np.random.default_rng(seed)
-            out = augment_one(example, changes=[load(named(name))], targets="mask", rng=rng)
+            out = augment_one(example, changes=[load(named(name))], place="mask", rng=rng)
             np.testing.assert_array_equal(out.targets, out.inputs[..., 0] > 0)
             assert out.targets.dtype == np.uint8
 
@@ -180,7 +181,7 @@ def test_box_stays_on_what_it_holds(name):
     example = Example(array, np.array([20, 8, 32, 16], np.float32) / 40)
     for seed in range(60):
         rng = np.random.default_rng(seed)
-        out = augment_one(example, changes=[load(named(name))], targets="numbers", rng=rng)
+        out = augment_one(example, changes=[load(named(name))], place="box", rng=rng)
         rows = np.flatnonzero(out.inputs[..., 0].max(axis=1) > 127)
         columns = np.flatnonzero(out.inputs[..., 0].max(axis=0) > 127)
         held = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1])

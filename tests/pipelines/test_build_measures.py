@@ -5,8 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
-from pipelines import corpora
-from pipelines.build import is_fresh, plan_split
+from pipelines.build import is_fresh, load_maker, plan_split
 from pipelines.errors import BuildError, CorpusError
 from pipelines.layout import BuildConfig, ShardLayout
 from pipelines.modalities import audio
@@ -150,7 +149,7 @@ def test_fewer_classes_leave_the_sounds_as_they_are(tmp_path):
 
 
 def test_clips_of_the_shipped_maker_are_standard_as_published_tasks_read_them(tmp_path):
-    corpora.load("spoken_digits").make(tmp_path / "raw" / "spoken_digits", seed=0)
+    load_maker("spoken_digits").make(tmp_path / "raw" / "spoken_digits", seed=0)
     task = load_task("speaking_voice").model_copy(update={"inputs": polyvit_nine.SOUND})
     manifests = build_here(task, data_dir=tmp_path, files_per_shard=64)
     shutil.rmtree(tmp_path / "raw")

@@ -55,8 +55,8 @@ def test_reader_keeps_within_its_bound(manifest):
     reader = ShardReader([manifest], cache_bytes=500, open_files=2)
     for row in range(manifest.num_examples):
         reader.read("copy", rows=np.array([row]))
-        assert reader.held_bytes <= 500
-        assert reader.num_open_files <= 2
+        assert reader._held_bytes <= 500
+        assert len(reader._files) <= 2
 
 
 def test_manifest_survives_json(manifest):

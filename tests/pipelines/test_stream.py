@@ -1,13 +1,14 @@
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from pipelines import stream as stream_module
-from pipelines.batch_table import ARRAYS, SCHEMA, from_table, to_row
+from pipelines.batch import Batch
+from pipelines.batch_table import from_table, to_table
 from pipelines.errors import StreamError
 from pipelines.plan import BatchPlan, Plan, SequentialPlan
 from pipelines.schedule import ScheduleConfig
@@ -15,6 +16,7 @@ from pipelines.shards import Manifest
 from pipelines.stream import TURN_S, Paced, RangeReader, StreamConfig, read_batches, stream
 from tests.pipelines.toy_corpus import build_toy
 
+ARRAYS = [field.name for field in fields(Batch) if field.type is np.ndarray]
 LENGTHS = [1 + (7 * i) % 9 for i in range(37)]
 
 
@@ -50,7 +52,7 @@ def test_batch_is_padded_to_its_longest_and_knows_its_examples(manifest):
 
 def test_table_and_back_is_the_same(manifest):
     batches = list(read_batches(plan_of(manifest)))
-    again = from_table(pa.Table.from_pylist([to_row(batch) for batch in batches], SCHEMA))
+    again = from_table(to_table(batches))
     assert all(same(left, right) for left, right in zip(again, batches, strict=True))
     assert again[0].inputs.flags.writeable
 
@@ -87,7 +89,7 @@ def test_rank_without_rows_gets_a_batch_of_none(manifest):
 def test_batch_of_no_rows_crosses_the_table(manifest):
     plan = SequentialPlan(manifest, batch_size=12, world_size=4, rank=0)
     last = list(read_batches(plan))[-1]
-    (again,) = from_table(pa.Table.from_pylist([to_row(last)], SCHEMA))
+    (again,) = from_table(to_table([last]))
     assert same(again, last)
 
 

@@ -65,10 +65,6 @@ def test_decoding_leaves_out_reserved_ids():
     assert VOCABULARY.decode([2, *VOCABULARY.encode("in 3 days"), EOS_ID, PAD_ID]) == "in 3 days"
 
 
-def test_a_batch_is_encoded_as_its_texts_are():
-    assert VOCABULARY.encode_batch(TEXTS) == [VOCABULARY.encode(text) for text in TEXTS]
-
-
 def test_training_does_not_depend_on_the_order_of_texts():
     shuffled = random.Random(0).sample(TEXTS, len(TEXTS))
     assert Vocabulary.train(shuffled, size=310, commands=COMMANDS) == VOCABULARY

@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from pipelines.build import finish_split, plan_split, split_units
+from pipelines.build import plan_split, split_units
 from pipelines.layout import BuildConfig, ShardLayout
 from pipelines.modalities.text import TextFeature
+from pipelines.seal import finish_split
 from pipelines.shards import Manifest, open_manifest, vocabulary_path
 from pipelines.task import Source, Task
 from pipelines.vocabulary import Vocabulary

@@ -7,7 +7,6 @@ from mmtrain.run.task_steps import task_steps
 from mmtrain.tuning.sweep import Choice, LogUniform, SweepConfig, SweepError, Whole
 from pipelines.task import Task
 
-_RATED = ("weighted", "task_by_task", "mixture")  # schedules that heed rates
 _WARMUP_PART = 4  # a warm-up is at most one in so many of a task's steps
 
 
@@ -72,7 +71,7 @@ def mixture_rate(recipe: Recipe) -> SweepConfig:
         raise SweepError(f"recipe {recipe.name} has one task; a mixture needs two or more")
     rates = {name: float(steps) for name, steps in task_steps(recipe).items()}
     settings = [f"schedule.rates={json.dumps(rates)}"]
-    if recipe.schedule.name not in _RATED:
+    if recipe.schedule.kind.shares_by != "rates":
         settings.append("schedule.name=weighted")
     return SweepConfig(
         name="mixture_rate",

@@ -15,6 +15,10 @@ from mmtrain.evaluate.baselines import (
 )
 from mmtrain.models.model import TaskSpec
 from pipelines.errors import UnknownNameError
+from pipelines.modalities.label import LabelFeature
+from pipelines.modalities.mask import MaskFeature
+from pipelines.modalities.numbers import NumbersFeature
+from pipelines.modalities.text import TextFeature
 
 
 def spec(**fields: object) -> TaskSpec:
@@ -62,6 +66,14 @@ def test_majority_element_is_the_usual_class_at_each_pixel():
     assert np.exp(logits_YXV[0, 0]) == pytest.approx([2 / 6, 3 / 6, 1 / 6])
 
 
+FEATURES = {
+    "label": LabelFeature(classes=("a", "b")),
+    "mask": MaskFeature(height=2, width=2, classes=("a", "b")),
+    "numbers": NumbersFeature(names=("a",)),
+    "text": TextFeature(),
+}
+
+
 @pytest.mark.parametrize(
     ("name", "modality", "fitting"),
     [
@@ -72,12 +84,12 @@ def test_majority_element_is_the_usual_class_at_each_pixel():
 )
 def test_a_baseline_that_does_not_take_the_targets_is_refused(name, modality, fitting):
     with pytest.raises(BaselineError, match=f"'{name}' does not take {modality}.*{fitting}"):
-        check_baseline(name, modality=modality, task="any")
+        check_baseline(name, targets=FEATURES[modality], task="any")
 
 
 def test_an_unknown_baseline_of_a_task_is_answered_with_the_nearest():
     with pytest.raises(UnknownNameError, match="mean_value"):
-        check_baseline("mean_values", modality="numbers", task="any")
+        check_baseline("mean_values", targets=FEATURES["numbers"], task="any")
 
 
 def test_most_frequent_target_gives_one_answer():

@@ -4,17 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 from mmtrain.bundle import load_bundle
-from mmtrain.checkpoint import Progress
 from mmtrain.cli import app
 from mmtrain.derive.onnx_export import example_batch
-from mmtrain.engines import EngineConfig, build_engine
+from mmtrain.engines import EngineConfig
 from mmtrain.engines.optim import OptimizerConfig
-from mmtrain.engines.ranks import Ranks
 from mmtrain.evaluate.evaluate import evaluate_model
 from mmtrain.models import multimodel
 from mmtrain.models.fitting import FittingError
@@ -27,25 +24,18 @@ from mmtrain.predict.predictor import Predictor
 from mmtrain.predict.values import PredictionError
 from mmtrain.recipe import Recipe
 from mmtrain.report.report import Run, report_page
-from mmtrain.run.components import build_objective, training_plan
 from mmtrain.run.corpora import open_corpora
-from mmtrain.run.export import export_run
-from mmtrain.run.job import Job, Spent
-from mmtrain.run.model import recipe_model
 from mmtrain.run.prepare import prepare_run
 from mmtrain.serving.networks import Network, Networks
-from mmtrain.step.passes import Pass
-from mmtrain.step.rates import step_rates
-from mmtrain.store.config import TrackingConfig
 from mmtrain.store.pyfunc_example import input_example
 from pipelines import build as build_module
 from pipelines.build import build
 from pipelines.layout import BuildConfig
 from pipelines.modalities.label import LabelFeature
 from pipelines.modalities.text import TextFeature
-from pipelines.stream import read_batches
 from pipelines.task import Source, Task
 from pipelines.writer import write_unit
+from tests.mmtrain.example_run import train_here
 from tests.mmtrain.example_server import example_app
 
 ANIMALS = {
@@ -92,30 +82,6 @@ def build_corpora(data_dir: Path) -> None:
     build(TASKS, data_dir=data_dir, config=RECIPE.build)
 
 
-def train(out: Path, *, data_dir: Path) -> None:
-    """The run's steps in this process, without Ray."""
-    prepare_run(RECIPE, out=out, data_dir=data_dir, resume=False)
-    corpora, ranks = open_corpora(RECIPE, data_dir), Ranks(0, 1, torch.device("cpu"))
-    model, objective = recipe_model(RECIPE, corpora.vocabulary), build_objective(RECIPE, ranks)
-    engine = build_engine(RECIPE.engine, model=model, optimizer=RECIPE.optimizer)
-    owners = {name: model.owners(name) for name in RECIPE.tasks}
-    plan = training_plan(RECIPE, corpora.train, ranks=ranks, start=Progress(step=0))
-    for micro in read_batches(plan):
-        rates = step_rates(
-            RECIPE.optimizer, step=micro.step, num_steps=RECIPE.num_steps, owners=owners,
-            tasks={micro.task: RECIPE.tasks[micro.task]},
-        )  # fmt: skip
-        counts = objective.count_targets([micro])
-        loss = objective.micro_loss(engine, micro, num_targets=counts, rates=rates, masked=Pass())
-        engine.backward(loss.share)
-        engine.step(learning_rates=rates.learning_rates, **rates.decays)
-    job = Job(RECIPE.model_dump_json(), out, data_dir, TrackingConfig(), run_id=None)
-    export_run(
-        job, RECIPE, corpora, model=model, weights=engine.model_state(),
-        spent=Spent(0.0, {}, {}),
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """With `corpora` and a trained `run`."""
@@ -123,7 +89,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build_module, "run_units", lambda units: map(write_unit, units))
         build_corpora(folder / "corpora")
-    train(folder / "run", data_dir=folder / "corpora")
+    train_here(RECIPE, folder / "run", data_dir=folder / "corpora")
     return folder
 
 

@@ -8,7 +8,6 @@ import contextlib
 import math
 from collections.abc import Callable
 from itertools import product
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,6 @@ from mmtrain.evaluate import baselines, metrics
 from mmtrain.models import multimodel, polyvit, resnet
 from mmtrain.models.fitting import FittingError
 from mmtrain.models.model import ModelConfig, families
-from mmtrain.planning.longest import longest_shape
 from mmtrain.recipe import Recipe
 from mmtrain.run.components import build_objective
 from mmtrain.run.model import recipe_model
@@ -116,8 +114,8 @@ def recipe_of(family: str, inputs: str, targets: str, **nets: Any) -> Recipe:
             metrics.metric_names(), lambda name: metrics.check_metrics([name], feature, task="")
         ),),
         baseline=fitting_name(
-            (*map(attrgetter("__name__"), baselines.SCORE_BASELINES), "copy_source"),
-            lambda name: baselines.check_baseline(name, modality=feature.modality, task=""),
+            (*baselines.SCORE_BASELINES, "copy_source"),
+            lambda name: baselines.check_baseline(name, targets=feature, task=""),
         ),
         batch_size=2,
     )  # fmt: skip
@@ -144,7 +142,7 @@ def refusal(recipe: Recipe, folder: Path) -> MMTrainError | None:
 
 def array(feature: Feature, *, length: int, rng: np.random.Generator) -> np.ndarray:
     """Made-up values of a feature, of axis 0 so long."""
-    shape = (length, *longest_shape(feature)[1:])
+    shape = (length, *feature.longest_shape[1:])
     if feature.dtype == "float32":
         return rng.random(shape, dtype=np.float32)
     if modalities.is_text(feature.modality):
@@ -157,14 +155,14 @@ def array(feature: Feature, *, length: int, rng: np.random.Generator) -> np.ndar
 def batch_of(task: Task, *, shortest: bool) -> Batch:
     rng, sides = np.random.default_rng(0), []
     for feature in (task.inputs, task.targets):
-        longest = longest_shape(feature)[0]
+        longest = feature.longest_shape[0]
         varies = modalities.is_text(feature.modality) or (
             isinstance(feature, AudioFeature) and feature.num_frames is None
         )
         least = 2 if shortest and varies else longest
         arrays = [array(feature, length=length, rng=rng) for length in (longest, least)]
         arrays = arrays[1:] if shortest else arrays
-        sides.append(modalities.load(feature.modality).collate(arrays, feature=feature))
+        sides.append(modalities.collate(arrays))
     (inputs, targets), count = sides, len(sides[0].values)
     return Batch(
         step=0, micro=0, task=task.name, inputs=inputs.values, input_lengths=inputs.lengths,

@@ -12,7 +12,7 @@ from mmtrain.models.model import build_model
 from mmtrain.planning.amounts import AmountError, parse_bytes, parse_resources
 from mmtrain.planning.estimate import plan_run, resources_of
 from mmtrain.planning.footprint import meta_model, planned_specs
-from mmtrain.planning.longest import LongestBatch, longest_batches, longest_shape, zeros
+from mmtrain.planning.longest import LongestBatch, longest_batches, zeros
 from mmtrain.planning.refusals import combinations, why_refused
 from mmtrain.recipe import load_recipe, override
 from mmtrain.run.model import fitted
@@ -94,9 +94,9 @@ def test_a_batch_that_does_not_divide_is_refused():
 
 
 def test_longest_arrays_of_every_kind_of_feature():
-    shapes = {name: longest_shape(task.targets) for name, task in TASKS.items()}
+    shapes = {name: task.targets.longest_shape for name, task in TASKS.items()}
     for name, task in TASKS.items():
-        assert len(longest_shape(task.inputs)) == task.inputs.rank
+        assert len(task.inputs.longest_shape) == task.inputs.rank
         assert len(shapes[name]) == task.targets.rank
 
 

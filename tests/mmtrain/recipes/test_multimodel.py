@@ -6,7 +6,6 @@ import pytest
 
 from mmtrain.planning.estimate import parameters_of
 from mmtrain.planning.footprint import meta_model
-from mmtrain.planning.longest import longest_shape
 from mmtrain.recipe import load_recipe, recipe_functions
 from mmtrain.step.rates import learning_rate
 from pipelines.task_order import bucket_batch_sizes
@@ -91,10 +90,10 @@ def test_there_is_a_recipe_of_each_task_alone_with_60_experts_and_the_same_batch
 def test_published_features_have_the_published_sizes():
     tasks = load_recipe("multimodel_8").tasks
     for name in ("image_classification", "image_captioning"):
-        assert longest_shape(tasks[name].inputs) == (299, 299, 3)
+        assert tasks[name].inputs.longest_shape == (299, 299, 3)
     assert tasks["image_classification"].targets.num_outputs == 1000
-    assert longest_shape(tasks["speech_recognition"].inputs) == (3001, 80)
-    assert longest_shape(tasks["translation_en_de"].inputs) == (1024,)
+    assert tasks["speech_recognition"].inputs.longest_shape == (3001, 80)
+    assert tasks["translation_en_de"].inputs.longest_shape == (1024,)
 
 
 def test_published_batches_hold_1024_tokens_of_the_longer_side_for_each_worker():

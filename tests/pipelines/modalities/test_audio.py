@@ -99,14 +99,6 @@ def test_truncated_wav_says_what_is_missing():
         encode(data[:-1_000], WAVEFORM)
 
 
-def test_collated_is_padded_with_zero():
-    padded = audio.collate([np.ones(2, np.float32), np.ones(3, np.float32)], feature=WAVEFORM)
-    assert padded.values.tolist() == [[1, 1, 0], [1, 1, 1]]
-    assert padded.lengths.tolist() == [2, 3]
-    frames = [np.ones((2, 16), np.float32), np.ones((5, 16), np.float32)]
-    assert audio.collate(frames, feature=LOG_MEL).values.shape == (2, 5, 16)
-
-
 def test_representation_names_the_net():
     assert (LOG_MEL.net, WAVEFORM.net) == ("spectral", "waveform")
 

@@ -105,12 +105,6 @@ def test_size_is_refused_before_decoding():
         encode(Image.fromarray(np.zeros((10, 10), np.uint8)), feature=feature)
 
 
-def test_collated_is_stacked():
-    padded = image.collate([np.zeros((2, 3, 1), np.uint8)] * 4, feature=GREY)
-    assert padded.values.shape == (4, 2, 3, 1)
-    assert padded.lengths.tolist() == [2, 2, 2, 2]
-
-
 def test_random_damage_is_refused_or_read_and_never_anything_else():
     rng = np.random.default_rng(0)
     picture = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8))

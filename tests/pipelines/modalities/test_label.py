@@ -20,9 +20,3 @@ def test_a_class_is_its_place():
 def test_unknown_class_is_refused_with_those_that_are():
     with pytest.raises(BadExampleError, match="unknown class: 'cow', not of cat, dog"):
         label.encode("cow", feature=FEATURE, vocabulary=VOCABULARY)
-
-
-def test_collated_is_a_column():
-    padded = label.collate([np.array([1], np.int32), np.array([0], np.int32)], feature=FEATURE)
-    assert padded.values.tolist() == [[1], [0]]
-    assert padded.lengths.tolist() == [1, 1]

@@ -67,5 +67,3 @@ def test_other_pictures_are_refused_with_the_reason(data, reason):
 
 def test_feature_says_what_a_model_gives_for_it():
     assert (FEATURE.loss, FEATURE.num_outputs, FEATURE.net) == ("cross_entropy", 3, "mask")
-    padded = mask.collate([IDS, IDS], feature=FEATURE)
-    assert padded.values.shape == (2, 2, 3)

@@ -56,5 +56,3 @@ def test_feature_says_what_a_model_gives_for_it():
     assert (FEATURE.loss, FEATURE.num_outputs) == ("squared_error", 2)
     with pytest.raises(ValueError, match=r"low 1.0 is not below high 1.0"):
         NumbersFeature(names=("x",), low=1)
-    padded = numbers.collate([encode([0, 30]), encode([30, 30])], feature=FEATURE)
-    assert padded.values.tolist() == [[0.25, 1.0], [1.0, 1.0]]

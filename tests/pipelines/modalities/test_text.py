@@ -51,12 +51,3 @@ def test_what_is_not_text_is_refused_with_the_reason(value: object, reason: str)
 def test_longer_than_the_feature_allows_is_refused():
     with pytest.raises(BadExampleError, match="tokens, at most 3"):
         encode("in 3 days in 3 days", max_tokens=3)
-
-
-def test_collated_is_padded_with_zero():
-    padded = text.collate(
-        [np.array([5, 1], np.int32), np.array([6, 7, 1], np.int32)], feature=FEATURE
-    )
-    assert padded.values.tolist() == [[5, 1, 0], [6, 7, 1]]
-    assert padded.lengths.tolist() == [2, 3]
-    assert (padded.values.dtype, padded.lengths.dtype) == (np.int32, np.int32)

@@ -181,12 +181,6 @@ def test_decoded_is_an_animated_png_that_comes_back_to_the_bit(channels):
     np.testing.assert_array_equal(encode(data, feature), clip)
 
 
-def test_collated_is_stacked():
-    padded = video.collate([np.zeros((8, 2, 3, 1), np.uint8)] * 4, feature=FEATURE)
-    assert padded.values.shape == (4, 8, 2, 3, 1)
-    assert padded.lengths.tolist() == [8, 8, 8, 8]
-
-
 def test_fewest_frames_are_not_over_all():
     with pytest.raises(ValueError, match="min_frames 9 is over num_frames 8"):
         VideoFeature(height=2, width=2, channels=1, num_frames=8, min_frames=9)
