@@ -154,10 +154,8 @@ def test_logging_environment_and_ray_are_each_set_in_one_place(pattern):
 # Over the limits today, and no more than this: may only shrink.
 LONG_FILES = {
     "mmtrain/engines/deepspeed.py", "mmtrain/models/model.py", "mmtrain/models/multimodel.py",
-    "mmtrain/registry/versions.py", "mmtrain/report/report.py", "mmtrain/tuning/run.py",
-    "mmtrain/tuning/tune.py", "pipelines/augment.py", "pipelines/shards.py",
+    "mmtrain/registry/versions.py", "mmtrain/report/report.py",
 }  # fmt: skip
-LONG_FUNCTIONS = {"mmtrain/derive/prune.py: prune", "mmtrain/predict/batch.py: batch_predict"}
 
 
 def test_no_file_is_over_350_lines():
@@ -173,13 +171,13 @@ def test_no_function_but_the_main_loop_is_over_60_lines():
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
         and (node.end_lineno or 0) - node.lineno + 1 > 60
     }
-    assert long <= {*LONG_FUNCTIONS, "mmtrain/train.py: train_worker"}
+    assert long <= {"mmtrain/train.py: train_worker"}
 
 
 # Plug-in modules have classes of these names by convention, one each.
 CONVENTIONAL = {"Config", "Body", "BodyError", "Feature", "Input", "Output"}
 # Stand twice today: may only shrink.
-TWICE = {"Answer", "Asked", "Choice", "Format", "Measured", "Piece", "Place"}
+TWICE = {"Piece"}
 
 
 def test_class_names_are_unique():

@@ -16,12 +16,22 @@ from mmtrain.commands.options import (
     errors,
 )  # fmt: skip
 
+Sweep = Annotated[
+    str, typer.Option(help="Name, FILE.py:FUNCTION or FILE.json; `mmtrain list sweeps`.")
+]
+References = Annotated[
+    Path | None,
+    typer.Option(help="Single-task metrics: folder of a --per-task sweep, or a JSON file."),
+]
+PerTask = Annotated[
+    bool, typer.Option("--per-task", help="Tune each task alone, then join their values.")
+]
+Steps = Annotated[int | None, typer.Option(min=1, help="Steps of a trial; default: the recipe's.")]
+
 
 def tune(
     recipe: Annotated[str, typer.Argument(help="Name, FILE.py:FUNCTION or FILE.json.")],
-    sweep: Annotated[
-        str, typer.Option(help="Name, FILE.py:FUNCTION or FILE.json; `mmtrain list sweeps`.")
-    ] = "learning_rate",
+    sweep: Sweep = "learning_rate",
     out: Annotated[
         Path | None, typer.Option(help="Folder of the sweep; default runs/RECIPE_SWEEP.")
     ] = None,
@@ -30,19 +40,12 @@ def tune(
     task: TaskNames = None,
     trials: Annotated[int | None, typer.Option(min=1, help="Trials of the sweep.")] = None,
     concurrent: Annotated[int | None, typer.Option(min=1, help="Trials at once.")] = None,
-    steps: Annotated[
-        int | None, typer.Option(min=1, help="Steps of a trial; default: the recipe's.")
-    ] = None,
+    steps: Steps = None,
     scheduler: Annotated[str | None, typer.Option(help="asha, pbt or none.")] = None,
     searcher: Annotated[str | None, typer.Option(help="optuna or random.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Of the search.")] = None,
-    references: Annotated[
-        Path | None,
-        typer.Option(help="Single-task metrics: folder of a --per-task sweep, or a JSON file."),
-    ] = None,
-    per_task: Annotated[
-        bool, typer.Option("--per-task", help="Tune each task alone, then join their values.")
-    ] = False,
+    references: References = None,
+    per_task: PerTask = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with --out's sweep.")] = False,
     address: Address = None,
     tracking: Annotated[

@@ -15,14 +15,14 @@ from mmtrain.bundle import BundleTask
 from mmtrain.cut.pruner import part_of
 from mmtrain.cut.slicing import cut
 from mmtrain.derive.opened import DeriveError, Opened
-from mmtrain.derive.part import Part, check_folder, save_part
+from mmtrain.derive.part import SmallerModel, check_folder, save_part
 from pipelines.errors import UnknownNameError
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Extracted(Part):
+class Extracted(SmallerModel):
     """An extracted model: its tasks, and its parameters beside the whole model's."""
 
     tasks: tuple[str, ...]

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Part:
+class SmallerModel:
     """A smaller model on disk.
 
     Args:
@@ -48,7 +48,7 @@ class Part:
         return asdict(self)
 
 
-P = TypeVar("P", bound=Part)
+P = TypeVar("P", bound=SmallerModel)
 
 
 def derive(

@@ -23,7 +23,7 @@ from mmtrain.cut.recalibrate import batch_norms, recalibrate
 from mmtrain.cut.subset import Subset
 from mmtrain.derive.comparison import ComparedNetwork, compare
 from mmtrain.derive.opened import Opened
-from mmtrain.derive.part import Part, check_folder, save_part
+from mmtrain.derive.part import SmallerModel, check_folder, save_part
 from mmtrain.derive.subset_corpora import SubsetCorpora
 from mmtrain.masks.banks import SubtaskMasks
 from mmtrain.predict.predictor import Predictor
@@ -61,7 +61,7 @@ class PruneConfig:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Pruned(Part):
+class Pruned(SmallerModel):
     """A cut model: what it is for, and how it compares.
 
     Args:
