@@ -28,7 +28,7 @@ WALLS = {
         "mmtrain/predict/batch.py",
     },
     "deepspeed": {"mmtrain/engines/deepspeed.py"},
-    "mlflow": {"mmtrain/store", "mmtrain/registry"},
+    "mlflow": {"mmtrain/store"},
 }  # fmt: skip
 
 

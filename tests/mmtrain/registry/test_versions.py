@@ -23,20 +23,14 @@ from mmtrain.bundle import BundleError, load_bundle
 from mmtrain.cli import app
 from mmtrain.derive.extract import extract_and_register, open_model
 from mmtrain.derive.prune import Asked, prune_and_register
+from mmtrain.registry.facts import read_version, recipe_differences
 from mmtrain.registry.promotion import RequirementError
 from mmtrain.registry.register import record, register
-from mmtrain.registry.tables import recipe_differences
-from mmtrain.registry.versions import (
-    download,
-    list_models,
-    list_versions,
-    promote,
-    read_version,
-    registry_uri,
-)
+from mmtrain.registry.versions import download, promote, registry_uri
 from mmtrain.store.config import TrackingConfig
 from mmtrain.store.models import RegistryError
 from mmtrain.store.tracking import Tracker
+from mmtrain.store.versions import list_models, list_versions
 from pipelines.errors import MMTrainError, UnknownNameError
 from tests.mmtrain.example_bundle import example_bundle
 from tests.mmtrain.example_corpus import shade
@@ -95,7 +89,7 @@ def test_models_are_listed_with_their_aliases(uri: str):
     assert listed["tiny"].num_versions == 2
     assert listed["tiny"].aliases == {"candidate": "1", "newer": "2"}
     assert listed["part"].tasks == ("names",)
-    assert [version.version for version, _ in list_versions("tiny", tracking_uri=uri)] == ["2", "1"]
+    assert [version.version for version in list_versions("tiny", tracking_uri=uri)] == ["2", "1"]
 
 
 def test_a_version_leads_back_to_run_recipe_corpora_code_and_measurements(uri: str):
@@ -126,7 +120,7 @@ def test_a_part_leads_back_to_the_whole(uri: str):
 
 
 def test_a_name_alone_is_the_newest_version(uri: str):
-    assert read_version("tiny", tracking_uri=uri).uri == "models:/tiny/2"
+    assert read_version("tiny", tracking_uri=uri).version.fixed_uri == "models:/tiny/2"
 
 
 @pytest.mark.parametrize(
@@ -153,7 +147,7 @@ def test_promotion_moves_the_alias_and_says_from_where(uri: str):
     again = promote("tiny", "@newer", alias="moved", tracking_uri=uri)
     assert (first.version, first.before) == ("1", None)
     assert (again.version, again.before) == ("2", "1")
-    assert read_version("tiny@moved", tracking_uri=uri).uri == "models:/tiny/2"
+    assert read_version("tiny@moved", tracking_uri=uri).version.fixed_uri == "models:/tiny/2"
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,12 @@ from mlflow import MlflowClient
 from mmtrain.jobs import client as jobs
 from mmtrain.jobs.submission import JobError
 from mmtrain.registry.register import register
-from mmtrain.registry.versions import list_models
 from mmtrain.store import models as model_registry
 from mmtrain.store.config import TrackingConfig
 from mmtrain.store.journal import Journal
 from mmtrain.store.models import RegistryError
 from mmtrain.store.tracking import Tracker
+from mmtrain.store.versions import list_models
 from tests.mmtrain.example_bundle import example_bundle
 from tests.mmtrain.example_mlflow import Server, Trickle, trickling
 
@@ -33,8 +33,8 @@ CONFIG = TrackingConfig(interval_s=0.05, timeout_s=REQUEST_S, retry_s=0.2)
 
 COMMAND_S = 90.0  # of a command that starts Python, imports MLflow and asks for REQUEST_S twice
 COMMAND = f"""
-import mmtrain.mlflow_client
-mmtrain.mlflow_client.REQUEST_S = {REQUEST_S}
+import mmtrain.store.client
+mmtrain.store.client.REQUEST_S = {REQUEST_S}
 from mmtrain.cli import main
 main()
 """
@@ -170,15 +170,15 @@ def test_what_a_trickling_server_has_taken_is_not_sent_twice(tmp_path: Path, ser
 def test_the_environment_is_set_once_and_what_the_user_set_stands(tmp_path: Path):
     script = """
 import os, threading
-from mmtrain import mlflow_client
+from mmtrain.store import client
 changes, put = [], os.putenv
 os.putenv = lambda name, value: (changes.append(name.decode()), put(name, value))
 threads = [
-    threading.Thread(target=lambda: [mlflow_client.settle() for _ in range(200)]) for _ in range(8)
+    threading.Thread(target=lambda: [client.settle() for _ in range(200)]) for _ in range(8)
 ]
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]
-assert len(changes) == len(set(changes)) == len(mlflow_client._SETTINGS) - 1, changes
+assert len(changes) == len(set(changes)) == len(client._SETTINGS) - 1, changes
 print(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"], os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"])
 """
     unsettled = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
