@@ -28,34 +28,33 @@ def list_registered(
     as_json: AsJson = False,
 ) -> None:
     """List the registered models, or the versions of one, a line each."""
-    from mmtrain.commands import models_tables as tables
+    from mmtrain.commands.models_tables import model_row, rows_table, version_row
     from mmtrain.registry.versions import registry_uri
-    from mmtrain.store.versions import list_models, list_versions, when
+    from mmtrain.store.versions import list_versions
 
-    uri = registry_uri(tracking)
+    versions = list_versions(registry_uri(tracking), name=name)
     if name is None:
-        listed = list_models(uri)
-        data = [asdict(model) for model in listed]
-        answer(data, tables.models_table(listed), console=console, as_json=as_json)
-        return
-    versions = list_versions(name, tracking_uri=uri)
-    data = [
-        {"name": one.name, "version": one.version, "aliases": list(one.aliases),
-         "created": when(one.created_ms), **one.lineage}
-        for one in versions
-    ]  # fmt: skip
-    answer(data, tables.versions_table(versions), console=console, as_json=as_json)
+        rows = [model_row(held) for held in versions.values()]
+        columns = {"model": "name", "versions": "num_versions", "newest": "newest"}
+        columns |= {"registered": "created", "aliases": "aliases", "tasks": "tasks"}
+        none = () if rows else ("no models yet; `mmtrain models register RUN` makes one",)
+    else:
+        rows, none = [version_row(version) for version in versions[name]], ()
+        columns = {"version": "version", "registered": "created", "aliases": "aliases"}
+        columns |= {"step": "step", "tasks": "tasks", "part of": "parent_version"}
+    lines = none or (rows_table(rows, columns=columns),)
+    answer(rows, *lines, console=console, as_json=as_json)
 
 
 @models.command()
 def show(version: Version, tracking: Tracking = None, as_json: AsJson = False) -> None:
     """Show where a version comes from and what was measured of it."""
-    from mmtrain.commands.models_tables import version_tree
+    from mmtrain.commands.models_tables import version_table
     from mmtrain.registry.facts import read_version
     from mmtrain.registry.versions import registry_uri
 
     facts = read_version(version, tracking_uri=registry_uri(tracking))
-    answer(facts.to_dict(), version_tree(facts), console=console, as_json=as_json)
+    answer(facts.to_dict(), version_table(facts), console=console, as_json=as_json)
 
 
 @models.command()

@@ -11,28 +11,23 @@ from rich.console import Console, RenderableType
 from rich.table import Table
 
 
-def table(
-    *columns: str, right: Sequence[str] = (), padding: int = 2, header_style: str | None = None
-) -> Table:
-    """A table without lines, whose cells are never cut.
+def table(*columns: str, padding: int = 2) -> Table:
+    """A table without rules; what is too wide for the terminal goes on in the next line.
 
     Args:
         columns: their headings.
-        right: those whose cells stand at the right.
         padding: spaces beside a cell.
-        header_style: of the headings; None: bold.
     """
-    lines = Table(box=None, padding=(0, padding), header_style=header_style)
+    lines = Table(box=None, padding=(0, padding))
     for name in columns:
-        justify = "right" if name in right else "left"
-        lines.add_column(name, justify=justify, no_wrap=True, overflow="fold")
+        lines.add_column(name, overflow="fold")
     return lines
 
 
 def answer(data: Any, *parts: RenderableType, console: Console, as_json: bool) -> None:
     """Prints the data as JSON for a program, or the parts for a person, a line as it is."""
     if as_json:
-        print(json.dumps(data, indent=1))
+        print(json.dumps(data, indent=1, default=str))
         return
     for part in parts:
         is_line = isinstance(part, str)

@@ -134,3 +134,8 @@ def to_measurements(metrics: Mapping[str, float]) -> list[Measurement]:
 def shown(value: float, metric: str) -> str:
     """A metric's value with its unit."""
     return with_unit(value, load_metric(metric).unit)
+
+
+def label(metric: str) -> str:
+    """A metric as a person calls it."""
+    return load_metric(metric).label

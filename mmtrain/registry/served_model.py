@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from mmtrain.predict.predictor import PredictionError, Predictor
-from mmtrain.store.pyfunc_example import COLUMNS
+from mmtrain.store.pyfunc import COLUMNS
 from pipelines import modalities
 
 

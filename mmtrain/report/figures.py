@@ -94,21 +94,32 @@ def shares_figure(counts: Sequence[tuple[int, Mapping[str, int]]]) -> Figure:
 
 
 def kept_figures(points: "Mapping[int, KeptPoint]") -> dict[str, Figure]:
-    """What subtasks keep, by name: `kept` of all units by step; at the end, `kept_by_group`, and
-    `overlap`, of each two subtasks the units that both keep over those that either keeps.
+    """What subtasks keep, by name: `kept` of all units by step, the last of them, all together, in
+    ink; at the end `kept_by_group`, and `overlap`: of each two subtasks the units that both keep
+    over those that either keeps.
     """
     if not points:
         return {}
     *_, last = points.values()
     shares = [point.shares() for point in points.values()]
+    by_group = np.array(list(last.group_shares().values())).T
+    kept, axes = _panel(2 * _WIDTH, 0.9 + 0.22 * max(6, len(last.kept)))
+    for name, colour in zip(last.kept, [*_colours(len(last.kept))[:-1], INK], strict=True):
+        values = [share[name] for share in shares]
+        axes.plot(list(points), values, color=colour, label=name, linewidth=1.4)
+    axes.set(ylim=(0, 1.02), xlabel="step")
+    _open(axes)
+    _add_legend(axes)
+    groups, axes = _panel(2 * _WIDTH, 0.6 + 0.2 * len(last.groups))
+    image = axes.imshow(by_group, aspect="auto", cmap="Blues", vmin=0.0, vmax=1.0)
+    axes.set_xticks(range(len(last.kept)), list(last.kept), rotation=90)
+    axes.set_yticks(range(len(last.groups)), list(last.groups))
+    _add_bar(axes, image, form="{x:.0%}")
+    overlap = np.array(list(last.overlap.values()))
     return {
-        "kept": _kept_figure(
-            list(points), {name: [share[name] for share in shares] for name in last.kept}
-        ),
-        "kept_by_group": _kept_by_group_figure(last.group_shares(), groups=tuple(last.groups)),
-        "overlap": _square_figure(
-            np.array(list(last.overlap.values())), names=tuple(last.overlap), cmap="Blues", lowest=0
-        ),
+        "kept": kept,
+        "kept_by_group": groups,
+        "overlap": _square_figure(overlap, names=tuple(last.overlap), cmap="Blues", lowest=0),
     }
 
 
@@ -136,31 +147,6 @@ def tradeoff_figure(points: Mapping[str, tuple[float, float]]) -> Figure:
     lowest = min(0.9, min(scores) - 0.05)
     axes.set(xlim=(0, 1.02), ylim=(lowest, 1.01), xlabel="operations, share of the whole")
     _open(axes, grid="both")
-    return figure
-
-
-def _kept_figure(steps: Sequence[int], shares: Mapping[str, Sequence[float]]) -> Figure:
-    """Share of all units that each subtask keeps, by step; the last, all together, in ink."""
-    figure, axes = _panel(2 * _WIDTH, 0.9 + 0.22 * max(6, len(shares)))
-    colours = [*_colours(len(shares))[:-1], INK]
-    for (name, values), colour in zip(shares.items(), colours, strict=True):
-        axes.plot(steps, values, color=colour, label=name, linewidth=1.4)
-    axes.set(ylim=(0, 1.02), xlabel="step")
-    _open(axes)
-    _add_legend(axes)
-    return figure
-
-
-def _kept_by_group_figure(
-    shares: Mapping[str, Sequence[float]], *, groups: Sequence[str]
-) -> Figure:
-    """Which share of each group's units each subtask keeps."""
-    figure, axes = _panel(2 * _WIDTH, 0.6 + 0.2 * len(groups))
-    values = np.array(list(shares.values())).T
-    image = axes.imshow(values, aspect="auto", cmap="Blues", vmin=0.0, vmax=1.0)
-    axes.set_xticks(range(len(shares)), list(shares), rotation=90)
-    axes.set_yticks(range(len(groups)), groups)
-    _add_bar(axes, image, form="{x:.0%}")
     return figure
 
 

@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mmtrain.evaluate.results import Results, Score, with_unit
+from mmtrain.process.duration import duration
 from pipelines.files import write_whole
 
 if TYPE_CHECKING:
@@ -163,12 +164,3 @@ def results_table(results: Results) -> Group:
     table.add_row("", "", "", "", f"{totals.steps:,}", duration(totals.seconds), style="bold")
     beaten = f"  {totals.beating_baseline} of {totals.tasks} beat their baseline"
     return Group(table, Text(beaten, style="bold"))  # no row: a column would wrap it
-
-
-def duration(seconds: float) -> str:
-    """Seconds as "42 s", "9:31" or "1:09:31"."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

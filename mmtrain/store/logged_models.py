@@ -15,11 +15,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 
 from mmtrain.bundle import Bundle, lineage_tags
-from mmtrain.store.client import find_experiment
+from mmtrain.store.client import find_experiment, log_metrics
 from mmtrain.store.models import ModelVersion, to_version
 from mmtrain.store.pyfunc import save_pyfunc
-
-_MAX_POINTS = 1000  # metrics in a request: mlflow.utils.validation
 
 
 def run_of(
@@ -36,9 +34,7 @@ def run_of(
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
-    run = client.create_run(find_experiment(client, experiment), run_name=f"register {name}")
-    client.set_terminated(run.info.run_id)
-    return run.info.run_id
+    return _ended_run(client, find_experiment(client, experiment), name=f"register {name}")
 
 
 def upload(
@@ -116,13 +112,15 @@ def tell_metrics(
         Metric(key, value, known.get((key, value), now), step, model_id=model.model_id)
         for key, value in metrics.items()
     ]
-    run_id = run_id or _measuring_run(client, model)
-    for start in range(0, len(fresh), _MAX_POINTS):
-        client.log_batch(run_id, metrics=fresh[start : start + _MAX_POINTS], synchronous=True)
+    if run_id is None:
+        tags = {"mlflow.parentRunId": model.source_run_id} if model.source_run_id else None
+        run_id = _ended_run(client, model.experiment_id, name=f"measure {model.name}", tags=tags)
+    log_metrics(client, run_id, fresh)
 
 
-def _measuring_run(client: MlflowClient, model: LoggedModel) -> str:
-    tags = {"mlflow.parentRunId": model.source_run_id} if model.source_run_id else None
-    run = client.create_run(model.experiment_id, tags=tags, run_name=f"measure {model.name}")
-    client.set_terminated(run.info.run_id)
-    return run.info.run_id
+def _ended_run(
+    client: MlflowClient, experiment_id: str, *, name: str, tags: dict[str, str] | None = None
+) -> str:
+    run_id = client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
+    client.set_terminated(run_id)
+    return run_id

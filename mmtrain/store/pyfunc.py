@@ -22,10 +22,11 @@ import mmtrain
 import pipelines
 from mmtrain.bundle import Bundle
 from mmtrain.store.models import ARTIFACT
-from mmtrain.store.pyfunc_example import COLUMNS, input_example
+from mmtrain.store.pyfunc_example import input_example
 
 Answer = Callable[[pd.DataFrame], pd.DataFrame]  # columns `task` and `input` to `COLUMNS`
 
+COLUMNS = ("text", "log_prob", "scores", "tree", "labels", "values", "mask")  # of an answer
 _OPTIONAL = ("tree", "mask")  # columns that no answer need have
 REQUIREMENTS = (
     "av", "jiwer", "librosa", "mlflow", "numpy", "pandas", "pillow", "pydantic", "safetensors",

@@ -1,4 +1,4 @@
-"""Tables of the pyfunc: the columns of its answers, and an example of what a model takes."""
+"""Examples of what a model takes, made up: a raw value of a feature, a row for each task."""
 
 import base64
 
@@ -13,11 +13,11 @@ from pipelines.modalities.image import ImageFeature, to_png
 from pipelines.modalities.label import LabelFeature
 from pipelines.modalities.video import VideoFeature
 
-COLUMNS = ("text", "log_prob", "scores", "tree", "labels", "values", "mask")
-
 
 def input_example(bundle: Bundle) -> pd.DataFrame:
-    """A row for each task: "7", the first class, a black picture or half a second of silence."""
+    """A row for each task: "7" or the first class, a black picture or clip, half a second of
+    silence.
+    """  # fmt: skip
     rows = []
     for name, task in bundle.card.tasks.items():
         value = example_value(task.inputs)

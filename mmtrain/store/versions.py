@@ -4,7 +4,6 @@ A person writes a version NAME (its newest), NAME/3 or NAME@ALIAS, with or witho
 """
 
 import re
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -14,18 +13,6 @@ from mlflow.exceptions import MlflowException
 
 from mmtrain.store.models import ModelVersion, RegistryError, asking, check_name, to_version
 from pipelines.errors import UnknownNameError
-
-
-@dataclass(frozen=True, slots=True)
-class ListedModel:
-    """A registered model. `aliases` are versions by alias, `tasks` those of the newest version."""
-
-    name: str
-    num_versions: int
-    newest: str
-    aliases: Mapping[str, str]
-    tasks: tuple[str, ...]
-    created: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,49 +27,32 @@ class TrackedRun:
     metrics: Mapping[str, float]
 
 
-def list_models(tracking_uri: str) -> list[ListedModel]:
-    """All registered models that hold a version, by name.
+def list_versions(tracking_uri: str, *, name: str | None = None) -> dict[str, list[ModelVersion]]:
+    """Registered versions by model, both in order, the newest version first.
+
+    Args:
+        tracking_uri: MLflow's URI.
+        name: the model; None: all that hold a version.
 
     Raises:
         RegistryError: MLflow cannot be reached.
+        UnknownNameError: there is no such model; names the nearest.
     """
-    versions: dict[str, list[Any]] = defaultdict(list)
+    if name is not None:
+        check_name(name)
+    one = None if name is None else f"name = '{name}'"
     with asking(tracking_uri) as client:
-        aliases = {model.name: model.aliases for model in _pages(client.search_registered_models)}
-        for version in _pages(client.search_model_versions):
-            versions[version.name].append(version)
-    listed: list[ListedModel] = []
-    for name in sorted(versions.keys() & aliases.keys()):
-        newest = max(versions[name], key=lambda one: int(one.version))
-        listed.append(
-            ListedModel(
-                name=name,
-                num_versions=len(versions[name]),
-                newest=str(newest.version),
-                aliases={alias: str(version) for alias, version in aliases[name].items()},
-                tasks=tuple(newest.tags.get("tasks", "").split(",")),
-                created=when(newest.creation_timestamp),
-            )
-        )
-    return listed
-
-
-def list_versions(name: str, *, tracking_uri: str) -> list[ModelVersion]:
-    """All versions of a model, newest first.
-
-    Raises:
-        RegistryError: MLflow cannot be reached.
-        UnknownNameError: no such model; names the nearest.
-    """
-    check_name(name)
-    with asking(tracking_uri) as client:
-        found = list(_pages(client.search_model_versions, filter_string=f"name = '{name}'"))
-        if not found:
-            known = sorted(model.name for model in _pages(client.search_registered_models))
-            raise UnknownNameError("registered model", name, tuple(known))
-        aliases = client.get_registered_model(name).aliases
-    versions = [to_version(one, aliases) for one in found]
-    return sorted(versions, key=lambda version: -int(version.version))
+        models = list(_pages(client.search_registered_models, filter_string=one))
+        found = list(_pages(client.search_model_versions, filter_string=one))
+    aliases = {model.name: model.aliases for model in models}
+    versions: dict[str, list[ModelVersion]] = {}
+    for version in sorted(found, key=lambda version: (version.name, -int(version.version))):
+        if version.name in aliases:  # not one that was registered between both questions
+            held = to_version(version, aliases[version.name])
+            versions.setdefault(version.name, []).append(held)
+    if name is not None and not versions:
+        raise UnknownNameError("registered model", name, tuple(list_versions(tracking_uri)))
+    return versions
 
 
 def find_version(spec: str, *, tracking_uri: str) -> ModelVersion:
@@ -96,16 +66,14 @@ def find_version(spec: str, *, tracking_uri: str) -> ModelVersion:
     if parts is None:
         raise RegistryError(f"{spec!r} is no version; write NAME, NAME/3 or NAME@ALIAS")
     name, alias, number = parts.groups()
-    versions = list_versions(name, tracking_uri=tracking_uri)
-    if alias is not None:
-        by_alias = {alias: version for version in versions for alias in version.aliases}
-        if alias not in by_alias:
-            raise UnknownNameError(f"alias of {name}", alias, tuple(by_alias))
-        return by_alias[alias]
-    by_number = {version.version: version for version in versions}
-    if number is not None and str(int(number)) not in by_number:
-        raise UnknownNameError(f"version of {name}", number, tuple(by_number))
-    return by_number[str(int(number))] if number else versions[0]
+    (versions,) = list_versions(tracking_uri, name=name).values()
+    if alias is None and number is None:
+        return versions[0]
+    kind, wanted = ("alias", alias) if alias else ("version", str(int(number)))
+    known = {key: one for one in versions for key in (one.aliases if alias else (one.version,))}
+    if wanted not in known:
+        raise UnknownNameError(f"{kind} of {name}", alias or number, tuple(known))
+    return known[wanted]
 
 
 def set_alias(version: ModelVersion, alias: str, *, tracking_uri: str) -> str | None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from mmtrain.report.report import duration, render
+from mmtrain.process.duration import duration
+from mmtrain.report.report import render
 from mmtrain.store.tracking import Tracker
 from mmtrain.tuning.figures import LABELS, front_figure, importance_figure, scores_figure
 from mmtrain.tuning.study import importances

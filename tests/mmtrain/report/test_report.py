@@ -9,8 +9,9 @@ import pytest
 from rich.console import Console
 
 from mmtrain.evaluate.results import with_unit
+from mmtrain.process.duration import duration
 from mmtrain.report.figures import curves_figure, routing_figure, shares_figure, to_svg
-from mmtrain.report.report import Run, duration, report_page, results_table, write_report
+from mmtrain.report.report import Run, report_page, results_table, write_report
 from tests.mmtrain.example_results import PIXEL, example_results
 
 VOID = {"meta", "img", "br", "path", "use", "rect", "image"}

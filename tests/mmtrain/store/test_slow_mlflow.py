@@ -21,7 +21,7 @@ from mmtrain.store.config import TrackingConfig
 from mmtrain.store.journal import Journal
 from mmtrain.store.models import RegistryError
 from mmtrain.store.tracking import Tracker
-from mmtrain.store.versions import list_models
+from mmtrain.store.versions import list_versions
 from tests.mmtrain.example_bundle import example_bundle
 from tests.mmtrain.example_mlflow import Server, Trickle, trickling
 
@@ -98,7 +98,7 @@ def test_a_question_to_the_registry_ends_at_its_bound(
     monkeypatch.setattr(model_registry, "REQUEST_S", REQUEST_S)
     began = time.monotonic()
     with pytest.raises(RegistryError, match=f"{trickle.uri} does not answer: no answer within 2 s"):
-        list_models(trickle.uri)
+        list_versions(trickle.uri)
     assert time.monotonic() - began < REQUEST_S + SLACK_S
 
 
