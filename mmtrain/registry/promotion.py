@@ -121,7 +121,7 @@ def _not_measured(name: str, task: str | None, measurements: Sequence[Measuremen
 
 def to_measurements(metrics: Mapping[str, float]) -> list[Measurement]:
     """Measurements from MLflow's metrics, named as `results.to_metrics` names them."""
-    found = []
+    found: list[Measurement] = []
     for key, value in metrics.items():
         split, _, rest = key.partition("/")
         task, _, metric = rest.rpartition("/")

@@ -50,18 +50,20 @@ class Run:
         facts: anything else worth a line: MLflow run, registered version, code version.
     """
 
-    curves: Curves = field(default_factory=dict)
+    curves: Curves = field(default_factory=dict[str, "list[tuple[int, float]]"])
     counts: Counts = ()
-    routing: Routing = field(default_factory=dict)
+    routing: Routing = field(default_factory=dict[str, "list[list[int]]"])
     routing_tasks: tuple[str, ...] = ()
     agreement: Sequence[Sequence[float | None]] = ()
     agreement_tasks: tuple[str, ...] = ()
-    kept: "Mapping[int, KeptPoint]" = field(default_factory=dict)
-    tradeoff: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    kept: "Mapping[int, KeptPoint]" = field(default_factory=dict[int, "KeptPoint"])
+    tradeoff: Mapping[str, tuple[float, float]] = field(
+        default_factory=dict[str, tuple[float, float]]
+    )
     recipe: str = ""
-    corpora: Mapping[str, str] = field(default_factory=dict)
-    times: Mapping[str, float] = field(default_factory=dict)
-    facts: Mapping[str, str] = field(default_factory=dict)
+    corpora: Mapping[str, str] = field(default_factory=dict[str, str])
+    times: Mapping[str, float] = field(default_factory=dict[str, float])
+    facts: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 def write_report(results: Results, *, run: Run, path: Path) -> None:
@@ -89,13 +91,9 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    environment.filters |= {
-        "duration": duration,
-        "of_full": _of_full,
-        "svg": _svg,
-        "with_unit": with_unit,
-        "words": _words,
-    }
+    filters: dict[str, Any] = environment.filters
+    filters |= {"duration": duration, "of_full": _of_full, "svg": _svg}
+    filters |= {"with_unit": with_unit, "words": _words}
     return environment
 
 

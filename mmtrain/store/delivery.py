@@ -94,7 +94,8 @@ class Sender:
     def _send_metrics(self, client: "MlflowClient", run_id: str, events: Sequence[Event]) -> None:
         from mlflow.entities import Metric
 
-        fresh, last_step = [], dict(self._last_step)
+        fresh: list[Metric] = []
+        last_step = dict(self._last_step)
         for event in events:
             for name, value in event["values"].items():
                 key = _plain_key(name)

@@ -3,7 +3,7 @@
 import logging
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,7 +81,7 @@ def to_version(found: "MlflowVersion", aliases: Mapping[str, object]) -> ModelVe
 
 
 @contextmanager
-def asking(tracking_uri: str, doing: str = "", *, remedy: str = "") -> "Iterator[MlflowClient]":
+def asking(tracking_uri: str, doing: str = "", *, remedy: str = "") -> "Generator[MlflowClient]":
     """A client whose calls are bounded in time, and whose failure is the user's error in a line.
 
     What only asks is asked again where nobody answers.

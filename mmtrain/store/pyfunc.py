@@ -24,7 +24,7 @@ from mmtrain.bundle import Bundle
 from mmtrain.store.models import ARTIFACT
 from mmtrain.store.pyfunc_example import input_example
 
-Answer = Callable[[pd.DataFrame], pd.DataFrame]  # columns `task` and `input` to `COLUMNS`
+AnswerTable = Callable[[pd.DataFrame], pd.DataFrame]  # columns `task` and `input` to `COLUMNS`
 
 COLUMNS = ("text", "log_prob", "scores", "tree", "labels", "values", "mask")  # of an answer
 _OPTIONAL = ("tree", "mask")  # columns that no answer need have
@@ -41,7 +41,7 @@ class BundleModel(PythonModel):
         open_bundle: makes of the bundle's folder what answers tables.
     """
 
-    def __init__(self, open_bundle: Callable[[Path], Answer]) -> None:
+    def __init__(self, open_bundle: Callable[[Path], AnswerTable]) -> None:
         self._open_bundle = open_bundle
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -58,7 +58,7 @@ class BundleModel(PythonModel):
         return self._answer(model_input)
 
 
-def serve(open_bundle: Callable[[Path], Answer]) -> None:
+def serve(open_bundle: Callable[[Path], AnswerTable]) -> None:
     """Names the pyfunc to MLflow, which runs the file that calls this to load a model."""
     set_model(BundleModel(open_bundle))
 
