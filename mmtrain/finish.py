@@ -192,18 +192,9 @@ def _tell(tracker: Tracker, *, story: Run, report: Path) -> None:
 
 def _tell_kept(tracker: Tracker, *, story: Run, report: Path) -> None:
     """What subtasks keep, and the trade-off, to MLflow."""
-    *_, last = story.kept.values()
-    shares = [point.shares() for point in story.kept.values()]
-    by_step = {name: [share[name] for share in shares] for name in last.kept}
-    shown = {
-        "kept": figures.kept_figure(list(story.kept), by_step),
-        "kept_by_group": figures.kept_by_group_figure(
-            last.group_shares(), groups=tuple(last.groups)
-        ),
-        "overlap": figures.overlap_figure(last.overlap),
-        "tradeoff": figures.tradeoff_figure(story.tradeoff),
-    }
-    for name, figure in shown.items():
+    drawn = figures.kept_figures(story.kept)
+    drawn["tradeoff"] = figures.tradeoff_figure(story.tradeoff)
+    for name, figure in drawn.items():
         tracker.log_figure(figure, name=f"figures/{name}.png")
     for name in (KEPT, TRADEOFF):
         tracker.log_artifact(report.with_name(name))

@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ WALLS = {
         "mmtrain/predict/batch.py",
     },
     "deepspeed": {"mmtrain/engines/deepspeed.py"},
-    "mlflow": {"mmtrain/store", "mmtrain/registry"},
+    "mlflow": {"mmtrain/store"},
 }  # fmt: skip
 
 
@@ -193,3 +194,22 @@ def test_class_names_are_unique():
 def test_every_module_says_its_purpose():
     silent = [path for path in FILES if not ast.get_docstring(ast.parse(path.read_text()))]
     assert silent == []
+
+
+def test_what_code_reads_beside_itself_is_installed_with_it():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    data = settings["tool"]["setuptools"]["package-data"]
+    installed = {
+        path
+        for package, patterns in data.items()
+        for pattern in patterns
+        for path in (ROOT / package.replace(".", "/")).glob(pattern)
+    }
+    beside = {
+        path
+        for package in ("mmtrain", "pipelines")
+        for path in (ROOT / package).rglob("*")
+        if path.is_file() and path.suffix not in (".py", ".pyc", ".md")
+    }
+    assert beside
+    assert beside - installed == set()

@@ -1,12 +1,13 @@
 """`mmtrain models list | show | compare | promote | download | register`: the registry."""
 
-import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mmtrain.commands.options import AsJson, console
+from mmtrain.commands.printing import answer
 
 Tracking = Annotated[
     str | None,
@@ -27,25 +28,33 @@ def list_registered(
     as_json: AsJson = False,
 ) -> None:
     """List the registered models, or the versions of one, a line each."""
-    from mmtrain.registry import tables, versions
+    from mmtrain.commands.models_tables import model_row, rows_table, version_row
+    from mmtrain.registry.versions import registry_uri
+    from mmtrain.store.versions import list_versions
 
-    uri = versions.registry_uri(tracking)
+    versions = list_versions(registry_uri(tracking), name=name)
     if name is None:
-        found = versions.list_models(uri)
-        tables.print_models(found, console=console, as_json=as_json)
-        return
-    listed = versions.list_versions(name, tracking_uri=uri)
-    tables.print_versions(listed, console=console, as_json=as_json)
+        rows = [model_row(held) for held in versions.values()]
+        columns = {"model": "name", "versions": "num_versions", "newest": "newest"}
+        columns |= {"registered": "created", "aliases": "aliases", "tasks": "tasks"}
+        none = () if rows else ("no models yet; `mmtrain models register RUN` makes one",)
+    else:
+        rows, none = [version_row(version) for version in versions[name]], ()
+        columns = {"version": "version", "registered": "created", "aliases": "aliases"}
+        columns |= {"step": "step", "tasks": "tasks", "part of": "parent_version"}
+    lines = none or (rows_table(rows, columns=columns),)
+    answer(rows, *lines, console=console, as_json=as_json)
 
 
 @models.command()
 def show(version: Version, tracking: Tracking = None, as_json: AsJson = False) -> None:
     """Show where a version comes from and what was measured of it."""
-    from mmtrain.registry import tables, versions
+    from mmtrain.commands.models_tables import version_table
+    from mmtrain.registry.facts import read_version
+    from mmtrain.registry.versions import registry_uri
 
-    uri = versions.registry_uri(tracking)
-    facts = versions.read_version(version, tracking_uri=uri)
-    tables.print_version(facts, console=console, as_json=as_json)
+    facts = read_version(version, tracking_uri=registry_uri(tracking))
+    answer(facts.to_dict(), version_table(facts), console=console, as_json=as_json)
 
 
 @models.command()
@@ -53,11 +62,18 @@ def compare(
     first: Version, second: Version, tracking: Tracking = None, as_json: AsJson = False
 ) -> None:
     """Compare two versions: metrics beside their baselines, size, tasks, recipe."""
-    from mmtrain.registry import tables, versions
+    from mmtrain.commands.models_tables import comparison
+    from mmtrain.registry.facts import corpus_differences, read_version, recipe_differences
+    from mmtrain.registry.versions import registry_uri
 
-    uri = versions.registry_uri(tracking)
-    a, b = (versions.read_version(one, tracking_uri=uri) for one in (first, second))
-    tables.print_comparison(a, b, console=console, as_json=as_json)
+    uri = registry_uri(tracking)
+    a, b = (read_version(version, tracking_uri=uri) for version in (first, second))
+    data = {
+        "versions": [a.to_dict(), b.to_dict()],
+        "recipe": recipe_differences(a.recipe, b.recipe),
+        "corpora": corpus_differences(a, b),
+    }
+    answer(data, *comparison(a, b), console=console, as_json=as_json)
 
 
 @models.command()
@@ -76,13 +92,14 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Move an alias to a version, if it fulfils what is required of it."""
-    from mmtrain.registry import tables, versions
+    from mmtrain.commands.models_tables import promoted_lines
+    from mmtrain.registry import versions
 
     promoted = versions.promote(
         name, version, alias=alias, requirements=require or (),
         tracking_uri=versions.registry_uri(tracking),
     )  # fmt: skip
-    tables.print_promoted(promoted, console=console, as_json=as_json)
+    answer(asdict(promoted), *promoted_lines(promoted), console=console, as_json=as_json)
 
 
 @models.command()
@@ -98,11 +115,8 @@ def download(
 
     uri = versions.registry_uri(tracking)
     folder = versions.download(version, out=out, tracking_uri=uri, force=force)
-    if as_json:
-        print(json.dumps({"out": str(folder)}))
-        return
-    console.print(f"bundle in {folder}", highlight=False)
-    console.print(f"next: mmtrain predict {folder} INPUT ...", highlight=False)
+    lines = (f"bundle in {folder}", f"next: mmtrain predict {folder} INPUT ...")
+    answer({"out": str(folder)}, *lines, console=console, as_json=as_json)
 
 
 @models.command()
@@ -120,8 +134,7 @@ def register(
     """Register a run's model with its results; what MLflow missed of the run is sent first."""
     from mmtrain.registry import versions
 
-    made = versions.register_run(run, name=name, alias=alias, tracking=tracking)
-    if as_json:
-        print(json.dumps({"version": f"models:/{made.name}/{made.version}", "uri": made.uri}))
-        return
-    console.print(f"registered as {made.uri}, version {made.version}", highlight=False)
+    version = versions.register_run(run, name=name, alias=alias, tracking=tracking)
+    data = {"version": version.fixed_uri, "uri": version.uri}
+    line = f"registered as {version.uri}, version {version.version}"
+    answer(data, line, console=console, as_json=as_json)

@@ -8,74 +8,77 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.table import Table
+
+
+def table(*columns: str, padding: int = 2) -> Table:
+    """A table without rules; what is too wide for the terminal goes on in the next line.
+
+    Args:
+        columns: their headings.
+        padding: spaces beside a cell.
+    """
+    lines = Table(box=None, padding=(0, padding))
+    for name in columns:
+        lines.add_column(name, overflow="fold")
+    return lines
+
+
+def answer(data: Any, *parts: RenderableType, console: Console, as_json: bool) -> None:
+    """Prints the data as JSON for a program, or the parts for a person, a line as it is."""
+    if as_json:
+        print(json.dumps(data, indent=1, default=str))
+        return
+    for part in parts:
+        is_line = isinstance(part, str)
+        console.print(part, highlight=False, markup=False, soft_wrap=is_line)
 
 
 def print_exported(files: Sequence[Any], *, out: Path, console: Console, as_json: bool) -> None:
     """The bundle and graphs that were written."""
-    if as_json:
-        graphs = [asdict(file) for file in files]
-        print(json.dumps({"bundle": out / "bundle", "graphs": graphs}, indent=1, default=str))
-        return
-    console.print(f"bundle in {out / 'bundle'}", highlight=False)
-    for file in files:
-        line = f"{file.path}: {file.num_bytes:,} bytes"
-        line += f", scores within {file.difference:.0e} of the model's"
-        console.print(line, highlight=False, soft_wrap=True)
+    lines = [
+        f"{file.path}: {file.num_bytes:,} bytes, scores within {file.difference:.0e} of the model's"
+        for file in files
+    ]
+    data = {"bundle": str(out / "bundle"), "graphs": [asdict(file) for file in files]}
+    answer(data, f"bundle in {out / 'bundle'}", *lines, console=console, as_json=as_json)
 
 
 def print_extracted(extracted: Any, *, version: Any, console: Console, as_json: bool) -> None:
     """An extracted model, and its version where it was registered."""
-    if as_json:
-        registered = {"version": f"models:/{version.name}/{version.version}"} if version else {}
-        print(json.dumps(extracted.to_dict() | registered, indent=1, default=str))
-        return
-    console.print(
+    lines = [
         f"{', '.join(extracted.tasks)}: {extracted.num_parameters:,} of "
-        f"{extracted.parent_parameters:,} parameters, in {extracted.out}",
-        highlight=False,
-    )
+        f"{extracted.parent_parameters:,} parameters, in {extracted.out}"
+    ]
+    data = extracted.to_dict()
     if version:
-        console.print(f"registered as {version.uri}, version {version.version}", highlight=False)
+        data["version"] = version.fixed_uri
+        lines.append(f"registered as {version.uri}, version {version.version}")
     if extracted.recipe:
-        console.print(f"next: mmtrain train --init-from {extracted.out}", highlight=False)
+        lines.append(f"next: mmtrain train --init-from {extracted.out}")
+    answer(data, *lines, console=console, as_json=as_json)
 
 
 def print_built(
     manifests: Mapping[tuple[str, str], Any], *, console: Console, as_json: bool
 ) -> None:
     """A line for each split that was built."""
-    if as_json:
-        print(
-            json.dumps(
-                [
-                    {"task": task, "split": split, "examples": manifest.num_examples,
-                     "quarantined": sum(manifest.quarantined.values()), "digest": manifest.digest}
-                    for (task, split), manifest in manifests.items()
-                ],
-                indent=1,
-            )
-        )  # fmt: skip
-        return
-    table = Table(box=None, padding=(0, 2))
-    for heading in ("task", "split", "examples", "quarantined", "digest"):
-        table.add_column(heading, no_wrap=True, overflow="fold")
+    data, lines = [], table("task", "split", "examples", "quarantined", "digest")
     for (task, split), manifest in manifests.items():
-        table.add_row(
-            task, split, f"{manifest.num_examples:,}", str(sum(manifest.quarantined.values())),
-            manifest.digest[:12],
+        count, bad = manifest.num_examples, sum(manifest.quarantined.values())
+        data.append(
+            {"task": task, "split": split, "examples": count, "quarantined": bad,
+             "digest": manifest.digest}
         )  # fmt: skip
-    console.print(table)
+        lines.add_row(task, split, f"{count:,}", str(bad), manifest.digest[:12])
+    answer(data, lines, console=console, as_json=as_json)
 
 
 def print_run(run: Any, *, console: Console, as_json: bool) -> None:
     """A run that has ended."""
-    if as_json:
-        print(json.dumps(run.to_dict(), indent=1))
-        return
-    console.print(f"trained {run.step} steps in {run.seconds:.0f} s; bundle in {run.bundle}")
     usual = run.data_dir == Path("corpora").absolute()
     data = "" if usual else f" --data {run.data_dir}"
-    line = f"next: mmtrain evaluate {run.out}{data}"
-    console.print(line, highlight=False, markup=False, soft_wrap=True)
+    trained = f"trained {run.step} steps in {run.seconds:.0f} s; bundle in {run.bundle}"
+    next_line = f"next: mmtrain evaluate {run.out}{data}"
+    answer(run.to_dict(), trained, next_line, console=console, as_json=as_json)

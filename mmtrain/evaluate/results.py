@@ -146,6 +146,13 @@ def run_results(
     return Results(name=name, step=step, tasks=dict(tasks), totals=totals)
 
 
+def with_unit(value: float, unit: str) -> str:
+    """A metric's value with its unit: one decimal for shares, three for nats, four without one."""
+    if unit == "%":
+        return f"{value:.1f} %"
+    return f"{value:.3f} {unit}" if unit else f"{value:.4f}"
+
+
 def to_metrics(results: Results) -> dict[str, float]:
     """Scores and trivial baselines by name, e.g. "test/parsing/exact", "baseline/parsing/exact"."""
     metrics = {}

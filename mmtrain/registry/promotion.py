@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mmtrain.evaluate.metrics import load_metric, metric_names
-from mmtrain.evaluate.results import BASELINE
+from mmtrain.evaluate.results import BASELINE, with_unit
 from pipelines.errors import MMTrainError, UnknownNameError
 
 _SPLIT = "test"
@@ -47,16 +47,6 @@ class Measurement:
     def name(self) -> str:
         """As a requirement names it."""
         return f"{self.task}.{self.metric}"
-
-    def to_dict(self) -> dict[str, object]:
-        """As JSON holds it."""
-        return {
-            "task": self.task,
-            "metric": self.metric,
-            "split": self.split,
-            "value": self.value,
-            "baseline": self.baseline,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,20 +92,20 @@ class Requirement:
             RequirementError: one does not; says what was measured.
             UnknownNameError: it was not measured; names the nearest that was.
         """
-        asked = [
+        required = [
             one
             for one in measurements
             if one.split == _SPLIT and one.metric == self.metric and self.task in (None, one.task)
         ]
-        if not asked:
+        if not required:
             name = f"{self.task}.{self.metric}" if self.task else self.metric
             raise _not_measured(name, self.task, measurements)
-        for one in asked:
+        for one in required:
             if not _COMPARISONS[self.comparison](one.value, self.bound):
                 raise RequirementError(
                     f"{self.text} is not met: {one.name} is {shown(one.value, one.metric)}"
                 )
-        return asked
+        return required
 
 
 def _not_measured(name: str, task: str | None, measurements: Sequence[Measurement]) -> MMTrainError:
@@ -131,7 +121,7 @@ def _not_measured(name: str, task: str | None, measurements: Sequence[Measuremen
 
 def to_measurements(metrics: Mapping[str, float]) -> list[Measurement]:
     """Measurements from MLflow's metrics, named as `results.to_metrics` names them."""
-    found = []
+    found: list[Measurement] = []
     for key, value in metrics.items():
         split, _, rest = key.partition("/")
         task, _, metric = rest.rpartition("/")
@@ -142,8 +132,10 @@ def to_measurements(metrics: Mapping[str, float]) -> list[Measurement]:
 
 
 def shown(value: float, metric: str) -> str:
-    """A metric's value with its unit: one decimal for shares, three for nats, four without."""
-    unit = load_metric(metric).unit
-    if unit == "%":
-        return f"{value:.1f} %"
-    return f"{value:.3f} {unit}" if unit else f"{value:.4f}"
+    """A metric's value with its unit."""
+    return with_unit(value, load_metric(metric).unit)
+
+
+def label(metric: str) -> str:
+    """A metric as a person calls it."""
+    return load_metric(metric).label

@@ -7,12 +7,16 @@ is legible by day and in the dark. No pyplot: it keeps global state and wants th
 import io
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Literal
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+
+if TYPE_CHECKING:
+    from mmtrain.masks.kept import KeptPoint  # torch: a figure needs none
 
 Curve = Sequence[tuple[int, float]]  # (step, value), steps ascending
 Routing = Mapping[str, Sequence[Sequence[int]]]  # rows by layer: (task, expert)
@@ -26,8 +30,8 @@ _MAX_BARS = 120  # moments shown of the tasks' shares
 
 def curve_figure(curve: Curve) -> Figure:
     """One task's loss by step."""
-    figure = Figure(figsize=(_WIDTH, _HEIGHT), layout="constrained")
-    draw_curve(figure.subplots(), curve)
+    figure, axes = _panel(_WIDTH, _HEIGHT)
+    _draw_curve(axes, curve)
     return figure
 
 
@@ -38,7 +42,7 @@ def curves_figure(curves: Mapping[str, Curve]) -> Figure:
     figure = Figure(figsize=(columns * _WIDTH, lines * (_HEIGHT + 0.25)), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).flat
     for axes, (name, curve) in zip(panels, curves.items(), strict=False):
-        draw_curve(axes, curve)
+        _draw_curve(axes, curve)
         axes.set_title(name, fontsize=9)
     for axes in list(panels):
         axes.set_visible(False)
@@ -46,99 +50,77 @@ def curves_figure(curves: Mapping[str, Curve]) -> Figure:
 
 
 def routing_figure(rows: Sequence[Sequence[int]], *, tasks: Sequence[str]) -> Figure:
-    """One layer: which share of a task's rows each expert took."""
-    height = 0.55 + 0.22 * len(tasks)
-    figure = Figure(figsize=(2 * _WIDTH, height), layout="constrained")
-    draw_routing(figure.subplots(), rows, tasks=tasks)
-    return figure
-
-
-def agreement_figure(cosines: Sequence[Sequence[float | None]], *, tasks: Sequence[str]) -> Figure:
-    """How the tasks' gradients agree: the cosine of each two."""
-    side = 1.4 + 0.32 * len(tasks)
-    figure = Figure(figsize=(side + 1.0, side), layout="constrained")
-    draw_agreement(figure.subplots(), cosines, tasks=tasks)
-    return figure
-
-
-def shares_figure(steps: Sequence[int], counts: Mapping[str, Sequence[int]]) -> Figure:
-    """Which share of the batches each task had, between points of the series.
-
-    Args:
-        steps: of the points, ascending.
-        counts: batches of each task up to each point.
-    """
-    figure = Figure(figsize=(2 * _WIDTH, 0.9 + 0.22 * max(6, len(counts))), layout="constrained")
-    axes = figure.subplots()
-    new = np.diff(np.array(list(counts.values()), dtype=float), axis=1, prepend=0.0)
-    shares = new / np.maximum(new.sum(axis=0), 1.0)
-    colours = matplotlib.colormaps["tab20"](np.arange(len(counts)) % 20)
-    places = np.linspace(0, len(steps) - 1, min(len(steps), _MAX_BARS)).astype(int)
-    for name, share, colour, below in zip(
-        counts, shares, colours, np.cumsum(shares, axis=0) - shares, strict=True
-    ):
-        axes.fill_between(
-            np.array(steps)[places],
-            below[places],
-            (below + share)[places],
-            step="mid",
-            color=colour,
-            label=name,
-            linewidth=0,
-        )
-    axes.set(ylim=(0, 1), xlabel="step")
-    axes.legend(
-        loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8, labelcolor=INK
-    )
-    axes.spines[:].set_visible(False)
-    apply_ink(axes)
-    return figure
-
-
-def kept_figure(steps: Sequence[int], shares: Mapping[str, Sequence[float]]) -> Figure:
-    """Share of all units that each subtask keeps, by step; all of them together in ink.
-
-    Args:
-        steps: of the points, ascending.
-        shares: of each subtask at each point; the last row is that of all together.
-    """
-    figure = Figure(figsize=(2 * _WIDTH, 0.9 + 0.22 * max(6, len(shares))), layout="constrained")
-    axes = figure.subplots()
-    colours = matplotlib.colormaps["tab20"](np.arange(len(shares)) % 20)
-    *_, together = shares
-    for (name, values), colour in zip(shares.items(), colours, strict=True):
-        ink = INK if name == together else colour
-        axes.plot(steps, values, color=ink, label=name, linewidth=1.4)
-    axes.set(ylim=(0, 1.02), xlabel="step")
-    axes.legend(
-        loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8, labelcolor=INK
-    )
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
-    apply_ink(axes)
-    return figure
-
-
-def kept_by_group_figure(shares: Mapping[str, Sequence[float]], *, groups: Sequence[str]) -> Figure:
-    """Which share of each group's units each subtask keeps."""
-    height = 0.6 + 0.2 * len(groups)
-    figure = Figure(figsize=(2 * _WIDTH, height), layout="constrained")
-    axes = figure.subplots()
-    values = np.array(list(shares.values())).T
-    image = axes.imshow(values, aspect="auto", cmap="Blues", vmin=0.0, vmax=1.0)
-    axes.set_xticks(range(len(shares)), list(shares), rotation=90)
-    axes.set_yticks(range(len(groups)), groups)
+    """One layer: which share of a task's rows each expert took; the colours start at 0."""
+    figure, axes = _panel(2 * _WIDTH, 0.55 + 0.22 * len(tasks))
+    counts = np.asarray(rows, dtype=float)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
+    image = axes.imshow(shares, aspect="auto", cmap="Blues", vmin=0.0, interpolation="nearest")
+    axes.set_yticks(range(len(tasks)), tasks)
+    axes.set_xlabel("expert")
     _add_bar(axes, image, form="{x:.0%}")
     return figure
 
 
-def overlap_figure(overlap: Mapping[str, Sequence[float]]) -> Figure:
-    """Of each two subtasks: units that both keep over those that either keeps."""
-    side = 1.4 + 0.32 * len(overlap)
-    figure = Figure(figsize=(side + 1.0, side), layout="constrained")
-    values = np.array(list(overlap.values()))
-    draw_square(figure.subplots(), values, names=tuple(overlap), cmap="Blues", lowest=0.0)
+def agreement_figure(cosines: Sequence[Sequence[float | None]], *, tasks: Sequence[str]) -> Figure:
+    """How tasks' gradients agree: the cosine of each two, from -1 (red) to 1 (blue); a pair that
+    was not measured is left out.
+    """
+    values = np.array([[np.nan if c is None else c for c in row] for row in cosines], dtype=float)
+    return _square_figure(values, names=tasks, cmap="RdBu", lowest=-1.0)
+
+
+def shares_figure(counts: Sequence[tuple[int, Mapping[str, int]]]) -> Figure:
+    """Which share of the batches each task had, between points of the series.
+
+    Args:
+        counts: by step, ascending, the batches of each task up to it.
+    """
+    names, steps = list(counts[0][1]), np.array([step for step, _ in counts])
+    totals = np.array([[count.get(name, 0) for _, count in counts] for name in names], dtype=float)
+    new = np.diff(totals, axis=1, prepend=0.0)
+    shares = new / np.maximum(new.sum(axis=0), 1.0)
+    tops = np.cumsum(shares, axis=0)
+    figure, axes = _panel(2 * _WIDTH, 0.9 + 0.22 * max(6, len(names)))
+    places = np.linspace(0, len(steps) - 1, min(len(steps), _MAX_BARS)).astype(int)
+    for i, (name, colour) in enumerate(zip(names, _colours(len(names)), strict=True)):
+        bottom, top = (tops - shares)[i, places], tops[i, places]
+        axes.fill_between(
+            steps[places], bottom, top, step="mid", color=colour, label=name, linewidth=0
+        )
+    axes.set(ylim=(0, 1), xlabel="step")
+    axes.spines[:].set_visible(False)
+    _add_legend(axes)
     return figure
+
+
+def kept_figures(points: "Mapping[int, KeptPoint]") -> dict[str, Figure]:
+    """What subtasks keep, by name: `kept` of all units by step, the last of them, all together, in
+    ink; at the end `kept_by_group`, and `overlap`: of each two subtasks the units that both keep
+    over those that either keeps.
+    """
+    if not points:
+        return {}
+    *_, last = points.values()
+    shares = [point.shares() for point in points.values()]
+    by_group = np.array(list(last.group_shares().values())).T
+    kept, axes = _panel(2 * _WIDTH, 0.9 + 0.22 * max(6, len(last.kept)))
+    for name, colour in zip(last.kept, [*_colours(len(last.kept))[:-1], INK], strict=True):
+        values = [share[name] for share in shares]
+        axes.plot(list(points), values, color=colour, label=name, linewidth=1.4)
+    axes.set(ylim=(0, 1.02), xlabel="step")
+    _open(axes)
+    _add_legend(axes)
+    groups, axes = _panel(2 * _WIDTH, 0.6 + 0.2 * len(last.groups))
+    image = axes.imshow(by_group, aspect="auto", cmap="Blues", vmin=0.0, vmax=1.0)
+    axes.set_xticks(range(len(last.kept)), list(last.kept), rotation=90)
+    axes.set_yticks(range(len(last.groups)), list(last.groups))
+    _add_bar(axes, image, form="{x:.0%}")
+    overlap = np.array(list(last.overlap.values()))
+    return {
+        "kept": kept,
+        "kept_by_group": groups,
+        "overlap": _square_figure(overlap, names=tuple(last.overlap), cmap="Blues", lowest=0),
+    }
 
 
 def tradeoff_figure(points: Mapping[str, tuple[float, float]]) -> Figure:
@@ -147,8 +129,7 @@ def tradeoff_figure(points: Mapping[str, tuple[float, float]]) -> Figure:
     Args:
         points: by name of the union, its share of the whole's operations, and its score in 0..1.
     """
-    figure = Figure(figsize=(1.6 * _WIDTH, 1.6 * _HEIGHT), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _panel(1.6 * _WIDTH, 1.6 * _HEIGHT)
     costs, scores = zip(*points.values(), strict=True)
     axes.scatter(costs, scores, color=ACCENT, s=18)
     for name, place in points.items():
@@ -165,45 +146,14 @@ def tradeoff_figure(points: Mapping[str, tuple[float, float]]) -> Figure:
         )
     lowest = min(0.9, min(scores) - 0.05)
     axes.set(xlim=(0, 1.02), ylim=(lowest, 1.01), xlabel="operations, share of the whole")
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(color=INK, alpha=0.12, linewidth=0.6)
-    apply_ink(axes)
+    _open(axes, grid="both")
     return figure
 
 
-def draw_curve(axes: Axes, curve: Curve) -> None:
-    """The points pale, their moving mean strong."""
-    steps, values = _thinned(curve)
-    axes.plot(steps, values, color=ACCENT, alpha=0.3, linewidth=0.8)
-    axes.plot(steps, _moving_mean(values), color=ACCENT, linewidth=1.6)
-    axes.set_ylim(bottom=min(0.0, float(np.nanmin(values, initial=0.0))))
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
-    apply_ink(axes)
-
-
-def draw_routing(axes: Axes, rows: Sequence[Sequence[int]], *, tasks: Sequence[str]) -> None:
-    """Shares of each task over the experts; the colour scale starts at 0."""
-    counts = np.asarray(rows, dtype=float)
-    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1.0)
-    image = axes.imshow(shares, aspect="auto", cmap="Blues", vmin=0.0, interpolation="nearest")
-    axes.set_yticks(range(len(tasks)), tasks)
-    axes.set_xlabel("expert")
-    _add_bar(axes, image, form="{x:.0%}")
-
-
-def draw_agreement(
-    axes: Axes, cosines: Sequence[Sequence[float | None]], *, tasks: Sequence[str]
-) -> None:
-    """Cosines from -1 (red) to 1 (blue); a pair that was not measured is left out."""
-    values = np.array([[np.nan if c is None else c for c in row] for row in cosines], dtype=float)
-    draw_square(axes, values, names=tasks, cmap="RdBu", lowest=-1.0)
-
-
-def draw_square(
-    axes: Axes, values: np.ndarray, *, names: Sequence[str], cmap: str, lowest: float
-) -> None:
+def _square_figure(values: np.ndarray, *, names: Sequence[str], cmap: str, lowest: float) -> Figure:
     """A value of each two names, from `lowest` to 1, written in its cell; nan is left out."""
+    side = 1.4 + 0.32 * len(names)
+    figure, axes = _panel(side + 1.0, side)
     image = axes.imshow(values, cmap=cmap, vmin=lowest, vmax=1.0, interpolation="nearest")
     shown = [name.replace("_", " ") for name in names]
     axes.set_xticks(range(len(names)), shown, rotation=90)
@@ -213,6 +163,41 @@ def draw_square(
         ink = "white" if abs(value) > 0.6 else "black"
         axes.text(column, row, f"{value:.2f}", ha="center", va="center", fontsize=6, color=ink)
     _add_bar(axes, image)
+    return figure
+
+
+def _panel(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty figure of one panel, in inches."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _colours(count: int) -> np.ndarray:
+    return matplotlib.colormaps["tab20"](np.arange(count) % 20)
+
+
+def _draw_curve(axes: Axes, curve: Curve) -> None:
+    """The points pale, their moving mean strong."""
+    steps, values = _thinned(curve)
+    axes.plot(steps, values, color=ACCENT, alpha=0.3, linewidth=0.8)
+    axes.plot(steps, _moving_mean(values), color=ACCENT, linewidth=1.6)
+    axes.set_ylim(bottom=min(0.0, float(np.nanmin(values, initial=0.0))))
+    _open(axes)
+
+
+def _open(axes: Axes, *, grid: Literal["y", "both"] = "y") -> None:
+    """Axes without a frame at the top and the right, over a pale grid."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis=grid, color=INK, alpha=0.12, linewidth=0.6)
+    apply_ink(axes)
+
+
+def _add_legend(axes: Axes) -> None:
+    """The names of what is drawn, at the right."""
+    axes.legend(
+        loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8, labelcolor=INK
+    )
+    apply_ink(axes)
 
 
 def _add_bar(axes: Axes, image: AxesImage, *, form: str | None = None) -> None:

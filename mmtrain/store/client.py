@@ -9,7 +9,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,10 +20,12 @@ from mmtrain.process.logs import hush
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Metric
 
 REQUEST_S = 30.0  # longest wait for one answer of a server, whole
 STORE_S = 120.0  # of a database: the first call makes its tables, a minute on a busy machine
 _PAUSE_S = 1.0  # between attempts
+_MAX_METRICS = 1000  # in a request: mlflow.utils.validation
 _REPEATABLE = ("get_", "search_", "list_", "log_artifact", "log_model_artifacts")  # harmless twice
 _UPLOADS = ("log_artifact", "log_artifacts", "log_model_artifacts")  # (owner, path, ...)
 _SETTINGS = {
@@ -130,6 +132,12 @@ def find_experiment(client: "MlflowClient", name: str) -> str:
     beside = Path(file).absolute().with_name("mlartifacts").as_uri()
     is_file = file != client.tracking_uri
     return client.create_experiment(name, artifact_location=beside if is_file else None)
+
+
+def log_metrics(client: "MlflowClient", run_id: str, metrics: "Sequence[Metric]") -> None:
+    """Values of any number, in requests of as many as MLflow takes."""
+    for start in range(0, len(metrics), _MAX_METRICS):
+        client.log_batch(run_id, metrics=metrics[start : start + _MAX_METRICS], synchronous=True)
 
 
 def _num_bytes(path: Path, *, of: Callable[[os.stat_result], int]) -> int:

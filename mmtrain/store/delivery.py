@@ -6,11 +6,12 @@ files and datasets are what they were.
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmtrain.store.client import connect, find_experiment
+from mmtrain.store.client import connect, find_experiment, log_metrics
 from mmtrain.store.config import TrackingConfig
 from mmtrain.store.journal import Event, Journal
 
@@ -22,7 +23,6 @@ logger = logging.getLogger(__name__)
 _MAX_PARAM_LENGTH = 6000  # MLflow's limits: mlflow.utils.validation
 _MAX_TAG_LENGTH = 8000
 _MAX_KEY_LENGTH = 250
-_MAX_METRICS = 1000
 _MAX_PARAMS = 100
 _MAX_EVENTS = 500  # read at once
 
@@ -50,11 +50,12 @@ class Sender:
         try:
             client = self._client or self._connect()
             while events := self._journal.unsent(max_events=_MAX_EVENTS)[0]:
-                for group, end in _groups(events):
+                for kind, neighbours in groupby(events, key=lambda pair: pair[0]["kind"]):
+                    group = list(neighbours)
                     if self._journal.closed:
                         return
-                    self._send(client, group)
-                    self._journal.move_mark(sent_bytes=end)
+                    self._send(client, kind, [event for event, _ in group])
+                    self._journal.move_mark(sent_bytes=group[-1][1])
         except Exception:
             self._client = None  # what MLflow has of the last request is asked anew
             raise
@@ -80,20 +81,21 @@ class Sender:
             tags["mlflow.parentRunId"] = self._config.parent_run_id
         return client.create_run(experiment_id, run_name=name, tags=tags).info.run_id
 
-    def _send(self, client: "MlflowClient", events: Sequence[Event]) -> None:
+    def _send(self, client: "MlflowClient", kind: str, events: Sequence[Event]) -> None:
         from mlflow.exceptions import MlflowException
 
         try:
-            getattr(self, f"_send_{events[0]['kind']}")(client, self._journal.mark.run_id, events)
+            getattr(self, f"_send_{kind}")(client, self._journal.mark.run_id, events)
         except MlflowException as error:
             if error.error_code not in ("INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS"):
                 raise  # away: keep and try again; refused: say so, and do not block what follows
-            logger.warning("MLflow refused %s: %s", events[0]["kind"], error.message)
+            logger.warning("MLflow refused %s: %s", kind, error.message)
 
     def _send_metrics(self, client: "MlflowClient", run_id: str, events: Sequence[Event]) -> None:
         from mlflow.entities import Metric
 
-        fresh, last_step = [], dict(self._last_step)
+        fresh: list[Metric] = []
+        last_step = dict(self._last_step)
         for event in events:
             for name, value in event["values"].items():
                 key = _plain_key(name)
@@ -102,8 +104,7 @@ class Sender:
                     continue
                 last_step[key] = event["step"]
                 fresh.append(Metric(key, value, event["time_ms"], event["step"]))
-        for start in range(0, len(fresh), _MAX_METRICS):
-            client.log_batch(run_id, metrics=fresh[start : start + _MAX_METRICS], synchronous=True)
+        log_metrics(client, run_id, fresh)
         self._last_step = last_step
 
     def _send_params(self, client: "MlflowClient", run_id: str, events: Sequence[Event]) -> None:
@@ -156,22 +157,6 @@ class Sender:
             client.update_run(run_id, status=status)
         else:
             client.set_terminated(run_id, status=status)
-
-
-def _groups(
-    events: Sequence[tuple[Event, int]],
-) -> Iterator[tuple[list[Event], int]]:
-    """Neighbours of one kind together, each group with the offset of its end."""
-    group: list[Event] = []
-    end = 0
-    for event, offset in events:
-        if group and group[0]["kind"] != event["kind"]:
-            yield group, end
-            group = []
-        group.append(event)
-        end = offset
-    if group:
-        yield group, end
 
 
 def _plain_key(key: str) -> str:

@@ -4,7 +4,6 @@ The file is the queue. A training step appends one line and goes on; a sender re
 and moves it after each delivery. Whatever dies, and whenever, the next start sends the rest.
 """
 
-import fcntl
 import json
 import os
 import threading
@@ -15,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from filelock import BaseFileLock, FileLock, Timeout
 from pydantic import TypeAdapter, ValidationError
 
 from mmtrain.process.line_file import LineFile
@@ -44,7 +44,7 @@ class Journal:
     sender that still waits for MLflow then moves no mark.
     """
 
-    def __init__(self, folder: Path, mark: Mark, lock: int) -> None:
+    def __init__(self, folder: Path, mark: Mark, lock: BaseFileLock) -> None:
         self._folder, self.mark, self._lock = folder, mark, lock
         self._events = LineFile(folder / "events.jsonl")
         self._writing, self._is_closed = threading.Lock(), False
@@ -57,7 +57,14 @@ class Journal:
             JournalError: another process still writes it after `wait_s`, or its mark is damaged.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        lock = _lock(folder / "lock", wait_s=wait_s)
+        lock = FileLock(folder / "lock", thread_local=False)  # closed by whichever thread is last
+        try:
+            lock.acquire(timeout=wait_s)
+        except Timeout:
+            raise JournalError(
+                f"{folder} is written by another process after {wait_s:.0f} s of waiting; "
+                "let that run end or give another --out"
+            ) from None
         try:
             if not resume:
                 _set_aside(folder)
@@ -65,7 +72,7 @@ class Journal:
             journal = cls(folder, _load_mark(folder), lock)
             journal.move_mark()
         except BaseException:
-            os.close(lock)
+            lock.release()
             raise
         return journal
 
@@ -108,24 +115,7 @@ class Journal:
         with self._writing:
             self._is_closed = True
             self._events.close()
-            os.close(self._lock)
-
-
-def _lock(path: Path, *, wait_s: float) -> int:
-    descriptor = os.open(path, os.O_CREAT | os.O_RDWR)
-    deadline = time.monotonic() + wait_s
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return descriptor
-        except OSError:
-            if time.monotonic() > deadline:
-                os.close(descriptor)
-                raise JournalError(
-                    f"{path.parent} is written by another process after {wait_s:.0f} s of waiting;"
-                    " let that run end or give another --out"
-                ) from None
-            time.sleep(0.05)
+            self._lock.release()
 
 
 def _set_aside(folder: Path) -> None:

@@ -1,8 +1,10 @@
 """Tracking: one run in MLflow, written by one process, that never stops or slows training.
 
 Every call appends to a journal on disk and returns; a thread sends the journal to MLflow. MLflow
-away means that the journal waits, also over restarts. A run is always named by its id: MLflow's
-fluent run is a thread's own, and two threads would make two runs.
+away means that the journal waits, also over restarts. (MLflow's own queue, `synchronous=False` in
+3.17, is in memory, drops a batch that fails, and keeps a process from ending while a server
+trickles.) A run is always named by its id: MLflow's fluent run is a thread's own, and two threads
+would make two runs.
 
 A (metric, step) is logged once and the first value stands: a resumed run repeats the steps since
 its checkpoint, and what it repeats is left out. The server says how far each metric has come, so
@@ -12,7 +14,7 @@ this also holds for a run resumed on another machine. Steps of one metric must a
 import logging
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, Self
@@ -90,9 +92,11 @@ class Tracker:
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
         """Values of a step. A metric's steps must ascend; a step already logged is left out."""
-        event = {"kind": "metrics", "step": step, "time_ms": time.time_ns() // 1_000_000}
-        values = {key: float(value) for key, value in metrics.items()}
-        self._journal.append({**event, "values": values})
+        values, now_ms = (
+            {key: float(value) for key, value in metrics.items()},
+            time.time_ns() // 10**6,
+        )
+        self._journal.append({"kind": "metrics", "step": step, "time_ms": now_ms, "values": values})
 
     def log_tags(self, tags: Mapping[str, str]) -> None:
         """Tags; a later value replaces an earlier one."""
@@ -104,15 +108,11 @@ class Tracker:
 
     def log_text(self, text: str, *, name: str) -> None:
         """A text as an artifact, e.g. the recipe as `recipe.json`."""
-        path = self._file(name)
-        path.write_text(text, encoding="utf-8")
-        self.log_artifact(path, folder=str(Path(name).parent).removeprefix("."))
+        self._log_file(name, lambda path: path.write_text(text, encoding="utf-8"))
 
     def log_figure(self, figure: "Figure", *, name: str) -> None:
         """A matplotlib figure as an artifact `name` (.png or .svg)."""
-        path = self._file(name)
-        figure.savefig(path)
-        self.log_artifact(path, folder=str(Path(name).parent).removeprefix("."))
+        self._log_file(name, figure.savefig)
 
     def log_dataset(self, name: str, *, digest: str, source: str, context: str) -> None:
         """A corpus as an input of the run, under the digest of its contents."""
@@ -153,10 +153,11 @@ class Tracker:
     ) -> None:
         self.close(status="FINISHED" if error is None else status_of(error))
 
-    def _file(self, name: str) -> Path:
+    def _log_file(self, name: str, write: Callable[[Path], object]) -> None:
         path = self._folder / "files" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        return path
+        write(path)
+        self.log_artifact(path, folder=str(Path(name).parent).removeprefix("."))
 
     def _send_loop(self) -> None:
         away_since: float | None = None

@@ -1,14 +1,11 @@
 """The report of a sweep: one page that needs no other file (`page.html`), and its figures."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from mmtrain.process.duration import duration
-from mmtrain.report.figures import to_svg
-from mmtrain.report.report import html_page
+from mmtrain.report.report import render
 from mmtrain.tuning.figures import LABELS, front_figure, importance_figure, scores_figure
 from mmtrain.tuning.study import importances
 from mmtrain.tuning.sweep import Objective, SweepConfig
@@ -31,19 +28,11 @@ def sweep_page(outcome: SweepOutcome, *, sweep: SweepConfig, figures: Mapping[st
     facts = {
         name.replace("_", " "): _text(name, best.objectives[name]) for name in sweep.objectives
     }
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    environment.filters["svg"] = to_svg
     labels = [LABELS[name].partition(" (")[0].partition(",")[0] for name in sweep.objectives]
     fields = [field.removeprefix("tasks.") for field in sweep.space]
-    title = f"Sweep {sweep.name}: {len(outcome.trials)} trials"
-    body = environment.get_template("page.html").render(
-        title=title,
+    return render(
+        "sweep.html",
+        title=f"Sweep {sweep.name}: {len(outcome.trials)} trials",
         sweep=sweep,
         best=best,
         facts={
@@ -57,7 +46,6 @@ def sweep_page(outcome: SweepOutcome, *, sweep: SweepConfig, figures: Mapping[st
         columns=[(name, "n") for name in (*labels, *fields)],
         trials=[_row(record, outcome, sweep=sweep) for record in outcome.trials],
     )
-    return html_page(body, title=title)
 
 
 def _row(

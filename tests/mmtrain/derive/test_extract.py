@@ -19,7 +19,7 @@ from mmtrain.models.model import ModelConfig, MultiTaskModel, build_model
 from mmtrain.predict.predictor import Predictor
 from mmtrain.recipe import Recipe, load_recipe
 from mmtrain.registry.register import register
-from mmtrain.store.models import get_version
+from mmtrain.store.versions import find_version
 from pipelines.errors import UnknownNameError
 from tests.mmtrain.example_bundle import example_bundle, example_model
 from tests.mmtrain.example_corpus import TASKS, shade
@@ -172,7 +172,7 @@ def test_registered_with_the_parents_version_as_lineage(run, tmp_path):
     make = partial(extract, out=tmp_path / "small", tasks=["shape"])
     _, made = derive(open_model(str(run)), make, register="small", registry=uri)
     assert made is not None
-    tags = get_version("small", tracking_uri=uri).lineage
+    tags = find_version("small@candidate", tracking_uri=uri).lineage
     assert tags["parent_version"] == f"models:/whole/{whole.version}"
     assert tags["parent_digest"] == whole.lineage["bundle_digest"]
     assert tags["parent_tasks"] == "shape,colour,motion,word,voice"

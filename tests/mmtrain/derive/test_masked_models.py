@@ -17,7 +17,7 @@ from mmtrain.masks.kept import KeptPoint, kept_point, overlap
 from mmtrain.models.model import MultiTaskModel
 from mmtrain.predict.predictor import Predictor
 from mmtrain.recipe import Recipe
-from mmtrain.report.figures import kept_by_group_figure, kept_figure, overlap_figure, to_svg
+from mmtrain.report.figures import kept_figures, to_svg
 from mmtrain.report.report import Run, report_page
 from mmtrain.run.runlog import read_kept
 from mmtrain.start.entry import plan_recipe_start, start_model
@@ -220,11 +220,10 @@ def test_report_draws_kept_units_overlap_and_trade_off():
 
 
 def test_figures_name_subtasks_and_groups():
-    curve = to_svg(kept_figure([20, 40], {"one": [0.5, 0.4], "all": [0.9, 0.7]}))
-    assert "one" in curve
-    grid = to_svg(kept_by_group_figure(KEPT.group_shares(), groups=tuple(KEPT.groups)))
-    assert "body.b" in grid
-    assert "0.30" in to_svg(overlap_figure(KEPT.overlap))
+    drawn = {name: to_svg(figure) for name, figure in kept_figures({20: KEPT, 40: KEPT}).items()}
+    assert "one" in drawn["kept"]
+    assert "body.b" in drawn["kept_by_group"]
+    assert "0.30" in drawn["overlap"]
 
 
 # ---- trade-off

@@ -16,15 +16,10 @@ from mmtrain.bundle import BundleError, load_bundle
 from mmtrain.predict.predictor import Predictor
 from mmtrain.registry.register import record, register
 from mmtrain.store.config import TrackingConfig
-from mmtrain.store.models import (
-    ModelVersion,
-    RegistryError,
-    find_parts,
-    get_version,
-    logged_model_id,
-)
+from mmtrain.store.models import ModelVersion, RegistryError, find_parts
 from mmtrain.store.pyfunc_example import input_example
 from mmtrain.store.tracking import Tracker
+from mmtrain.store.versions import find_version
 from tests.mmtrain.example_bundle import LINEAGE, example_bundle
 from tests.mmtrain.example_corpus import SENTENCES, shade
 from tests.waiting import BUSY_S, SOON_S
@@ -61,7 +56,7 @@ def version(folder: Path, uri: str) -> ModelVersion:
 
 def test_a_version_has_its_alias_and_lineage(version: ModelVersion, uri: str, folder: Path):
     assert version.uri == "models:/tiny@candidate"
-    found = get_version("tiny", tracking_uri=uri)
+    found = find_version("tiny@candidate", tracking_uri=uri)
     assert found.lineage == {
         "bundle_digest": load_bundle(folder).digest,
         "recipe": LINEAGE.recipe,
@@ -80,7 +75,7 @@ def test_its_files_are_a_logged_model_of_the_run_with_what_was_measured(
 ):
     client = MlflowClient(tracking_uri=uri)
     found = client.get_model_version("tiny", version.version)
-    model = client.get_logged_model(logged_model_id(found.source) or "")
+    model = client.get_logged_model(version.model_id or "")
     assert model.status == "READY"
     assert model.source_run_id == found.run_id
     assert model.params["num_parameters"] == str(load_bundle(folder).card.num_parameters)
@@ -110,7 +105,7 @@ def test_what_is_measured_later_is_recorded_with_the_version(uri: str, folder: P
     record(made.uri, {"test/names/bleu": 50.0}, tracking_uri=uri)
     client = MlflowClient(tracking_uri=uri)
     found = client.get_model_version("late", made.version)
-    model = client.get_logged_model(logged_model_id(found.source) or "")
+    model = client.get_logged_model(made.model_id or "")
     assert {metric.key: metric.value for metric in model.metrics or []} == {"test/names/bleu": 50.0}
     run = client.get_run((model.metrics or [])[0].run_id or "")
     assert run.data.tags["mlflow.parentRunId"] == found.run_id
@@ -196,12 +191,12 @@ def test_the_predictor_loads_from_the_registry(version: ModelVersion, uri: str, 
 def test_registering_again_moves_the_alias(version: ModelVersion, uri: str, folder: Path):
     again = register(folder, name="tiny", tracking_uri=uri)
     assert int(again.version) == int(version.version) + 1
-    assert get_version("tiny", tracking_uri=uri).version == again.version
+    assert find_version("tiny@candidate", tracking_uri=uri).version == again.version
 
 
 def test_an_unknown_model_or_alias_is_refused_with_the_place(version: ModelVersion, uri: str):
     with pytest.raises(RegistryError, match="models:/tiny@champion"):
-        get_version("tiny", tracking_uri=uri, alias="champion")
+        Predictor.load("models:/tiny@champion", tracking_uri=uri)
     with pytest.raises(RegistryError, match="models:/huge@candidate"):
         Predictor.load("models:/huge@candidate", tracking_uri=uri)
 

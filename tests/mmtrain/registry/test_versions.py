@@ -22,24 +22,19 @@ from typer.testing import CliRunner
 
 from mmtrain.bundle import BundleError, load_bundle
 from mmtrain.cli import app
+from mmtrain.commands.models_tables import model_row
 from mmtrain.derive.extract import extract
 from mmtrain.derive.opened import open_model
 from mmtrain.derive.part import derive
 from mmtrain.derive.prune import PruneConfig, prune
+from mmtrain.registry.facts import read_version, recipe_differences
 from mmtrain.registry.promotion import RequirementError
 from mmtrain.registry.register import record, register
-from mmtrain.registry.tables import recipe_differences
-from mmtrain.registry.versions import (
-    download,
-    list_models,
-    list_versions,
-    promote,
-    read_version,
-    registry_uri,
-)
+from mmtrain.registry.versions import download, promote, registry_uri
 from mmtrain.store.config import TrackingConfig
 from mmtrain.store.models import RegistryError
 from mmtrain.store.tracking import Tracker
+from mmtrain.store.versions import list_versions
 from pipelines.errors import MMTrainError, UnknownNameError
 from tests.mmtrain.example_bundle import example_bundle
 from tests.mmtrain.example_corpus import shade
@@ -92,12 +87,12 @@ def run(*arguments: str, tracking: str | None = None) -> tuple[int, str]:
 
 
 def test_models_are_listed_with_their_aliases(uri: str):
-    listed = {model.name: model for model in list_models(uri)}
+    listed = {name: model_row(versions) for name, versions in list_versions(uri).items()}
     assert list(listed) == ["cut", "part", "shading", "tiny"]
-    assert listed["tiny"].num_versions == 2
-    assert listed["tiny"].aliases == {"candidate": "1", "newer": "2"}
-    assert listed["part"].tasks == ("names",)
-    assert [version.version for version, _ in list_versions("tiny", tracking_uri=uri)] == ["2", "1"]
+    assert listed["tiny"]["num_versions"] == 2
+    assert listed["tiny"]["aliases"] == {"candidate": "1", "newer": "2"}
+    assert listed["part"]["tasks"] == ["names"]
+    assert [one.version for one in list_versions(uri, name="tiny")["tiny"]] == ["2", "1"]
 
 
 def test_a_version_leads_back_to_run_recipe_corpora_code_and_measurements(uri: str):
@@ -128,7 +123,7 @@ def test_a_part_leads_back_to_the_whole(uri: str):
 
 
 def test_a_name_alone_is_the_newest_version(uri: str):
-    assert read_version("tiny", tracking_uri=uri).uri == "models:/tiny/2"
+    assert read_version("tiny", tracking_uri=uri).version.fixed_uri == "models:/tiny/2"
 
 
 @pytest.mark.parametrize(
@@ -155,7 +150,7 @@ def test_promotion_moves_the_alias_and_says_from_where(uri: str):
     again = promote("tiny", "@newer", alias="moved", tracking_uri=uri)
     assert (first.version, first.before) == ("1", None)
     assert (again.version, again.before) == ("2", "1")
-    assert read_version("tiny@moved", tracking_uri=uri).uri == "models:/tiny/2"
+    assert read_version("tiny@moved", tracking_uri=uri).version.fixed_uri == "models:/tiny/2"
 
 
 @pytest.mark.parametrize(
@@ -216,7 +211,7 @@ def test_recipes_differ_by_dotted_fields():
 
 def test_commands_print_for_people_and_for_programs(uri: str, tmp_path: Path):
     assert "tiny" in run("list", tracking=uri)[1]
-    assert "tiny/2" in run("list", "tiny", tracking=uri)[1]
+    assert "newer" in run("list", "tiny", tracking=uri)[1]
     shown = run("show", "cut", tracking=uri)[1]
     assert "models:/shading/1" in shown
     assert "accuracy" in shown
@@ -287,7 +282,7 @@ def test_a_registry_that_never_answers_is_given_up(monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")  # the user's own; ours is 15 s
     began = time.monotonic()
     with silent_server() as uri, pytest.raises(RegistryError, match="does not answer"):
-        list_models(uri)
+        list_versions(uri)
     assert time.monotonic() - began < SOON_S
 
 

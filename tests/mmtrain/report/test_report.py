@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from mmtrain.evaluate.results import with_unit
 from mmtrain.report.figures import curves_figure, routing_figure, shares_figure, to_svg
-from mmtrain.report.report import Run, report_page, results_table, shown, write_report
+from mmtrain.report.report import Run, report_page, results_table, write_report
 from tests.mmtrain.example_results import PIXEL, example_results
 
 VOID = {"meta", "img", "br", "path", "use", "rect", "image"}
@@ -62,7 +63,7 @@ def test_the_page_is_well_formed_and_loads_nothing_from_elsewhere(page: str):
 def test_what_a_model_or_a_corpus_says_is_escaped(page: str):
     assert "<script>" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    assert "&quot;&gt;&lt;img src=x&gt;" in page
+    assert "&#34;&gt;&lt;img src=x&gt;" in page
     assert "&lt;/pre&gt;&lt;b&gt;" in page
 
 
@@ -110,11 +111,11 @@ def test_how_many_beat_their_baseline_stands_on_one_line_where_there_is_no_termi
 
 
 def test_a_value_that_has_no_unit_stands_alone():
-    assert shown(0.01234, "") == "0.0123"
+    assert with_unit(0.01234, "") == "0.0123"
 
 
 def test_values_as_a_person_reads_them():
-    assert (shown(4.06, "%"), shown(0.2119, "nats")) == ("4.1 %", "0.212 nats")
+    assert (with_unit(4.06, "%"), with_unit(0.2119, "nats")) == ("4.1 %", "0.212 nats")
 
 
 def test_agreement_of_gradients_is_a_section_where_it_was_sampled():
@@ -131,7 +132,7 @@ def test_the_tasks_shares_of_the_steps_are_drawn_where_there_are_several():
     counts = [(10, {"one": 5, "two": 5}), (20, {"one": 15, "two": 5})]
     page = report_page(example_results(), run=Run(counts=counts))
     assert "Tasks by step" in page
-    axes = shares_figure([10, 20], {"one": [5, 15], "two": [5, 5]}).axes[0]
+    axes = shares_figure(counts).axes[0]
     tops = [area.get_paths()[0].vertices[:, 1].max() for area in axes.collections]  # type: ignore[union-attr,call-overload]  # arrays
     assert tops == [1.0, 1.0]
     alone = report_page(example_results(), run=Run(counts=[(10, {"one": 10}), (20, {"one": 20})]))

@@ -16,12 +16,12 @@ from mlflow import MlflowClient
 from mmtrain.jobs import client as jobs
 from mmtrain.jobs.submission import JobError
 from mmtrain.registry.register import register
-from mmtrain.registry.versions import list_models
 from mmtrain.store import models as model_registry
 from mmtrain.store.config import TrackingConfig
 from mmtrain.store.journal import Journal
 from mmtrain.store.models import RegistryError
 from mmtrain.store.tracking import Tracker
+from mmtrain.store.versions import list_versions
 from tests.mmtrain.example_bundle import example_bundle
 from tests.mmtrain.example_mlflow import Server, Trickle, trickling
 
@@ -98,7 +98,7 @@ def test_a_question_to_the_registry_ends_at_its_bound(
     monkeypatch.setattr(model_registry, "REQUEST_S", REQUEST_S)
     began = time.monotonic()
     with pytest.raises(RegistryError, match=f"{trickle.uri} does not answer: no answer within 2 s"):
-        list_models(trickle.uri)
+        list_versions(trickle.uri)
     assert time.monotonic() - began < REQUEST_S + SLACK_S
 
 
@@ -170,15 +170,15 @@ def test_what_a_trickling_server_has_taken_is_not_sent_twice(tmp_path: Path, ser
 def test_the_environment_is_set_once_and_what_the_user_set_stands(tmp_path: Path):
     script = """
 import os, threading
-from mmtrain import mlflow_client
+from mmtrain.store import client
 changes, put = [], os.putenv
 os.putenv = lambda name, value: (changes.append(name.decode()), put(name, value))
 threads = [
-    threading.Thread(target=lambda: [mlflow_client.settle() for _ in range(200)]) for _ in range(8)
+    threading.Thread(target=lambda: [client.settle() for _ in range(200)]) for _ in range(8)
 ]
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]
-assert len(changes) == len(set(changes)) == len(mlflow_client._SETTINGS) - 1, changes
+assert len(changes) == len(set(changes)) == len(client._SETTINGS) - 1, changes
 print(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"], os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"])
 """
     unsettled = {k: v for k, v in os.environ.items() if not k.startswith("MLFLOW_")}
