@@ -86,7 +86,7 @@ def ray_cluster(subject: Subject) -> list[Finding]:
         answer: Any = json.loads(fetch(f"{url}/api/version", timeout_s=subject.timeout_s / 2))
     except (OSError, ValueError) as error:
         return [Finding("ray cluster", "wrong", f"{url}: {reason(error)}", remedy)]
-    version = answer.get("ray_version") if isinstance(answer, dict) else None
+    version = str(answer.get("ray_version", "")) if isinstance(answer, dict) else ""
     own = metadata.version("ray")
     if version != own:
         remedy = f"pip install 'ray=={version}', or put {own} on the cluster: they must be the same"

@@ -72,7 +72,9 @@ def tables_at_odds(
 ) -> set[str]:
     """Parameters with an axis of tokens, or of classes, that are others in the model."""
     config = source.card.model
-    tables = set() if vocabulary == source.vocabulary else _token_tables(source)
+    tables: set[str] = set()
+    if vocabulary != source.vocabulary:
+        tables = _token_tables(source)
     for net in model.stems:
         classes = (getattr(one.nets.get(net), "classes", None) for one in (model.config, config))
         if len(set(classes)) > 1:
