@@ -1,10 +1,12 @@
 """`mmtrain doctor`: whether this machine, and what it is to talk to, can train."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from mmtrain.commands.options import AsJson, console
@@ -41,22 +43,16 @@ def doctor(
     )
     findings = examine(subject, all_checks())
     if as_json:
-        print(json.dumps([finding.to_dict() for finding in findings], indent=1))
+        print(json.dumps([asdict(finding) for finding in findings], indent=1))
     else:
         table = Table(box=None, padding=(0, 2), show_header=False)
         for heading, folds in (("check", False), ("level", False), ("fact", True)):
             table.add_column(heading, no_wrap=not folds, overflow="fold")
         for finding in findings:
-            remedy = f"\n[cyan]-> {_plain(finding.remedy)}[/cyan]" if finding.remedy else ""
+            remedy = f"\n[cyan]-> {escape(finding.remedy)}[/cyan]" if finding.remedy else ""
             color = COLORS[finding.level]
             level = f"[{color}]{finding.level}[/{color}]"
-            table.add_row(finding.check, level, _plain(finding.fact) + remedy)
+            table.add_row(finding.check, level, escape(finding.fact) + remedy)
         console.print(table)
     if not is_well(findings):
         raise typer.Exit(1)
-
-
-def _plain(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)

@@ -24,8 +24,8 @@ def examine(subject: Subject, checks: Mapping[str, Check]) -> list[Finding]:
         try:
             found[name] = check(subject)
         except Exception as error:  # whatever is broken there is what was asked for
-            said = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            found[name] = [Finding(name, "wrong", said, "see the message; mend what it names")]
+            fact = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            found[name] = [Finding(name, "wrong", fact, "see the message; mend what it names")]
 
     threads = {
         name: threading.Thread(target=run, args=(name, check), daemon=True)
@@ -52,5 +52,4 @@ def is_well(findings: Sequence[Finding]) -> bool:
 
 def all_checks() -> dict[str, Check]:
     """The checks there are, by name, in the order in which they are told."""
-    modules = (software, machine, surroundings)
-    return {name: check for module in modules for name, check in module.CHECKS.items()}
+    return software.CHECKS | machine.CHECKS | surroundings.CHECKS

@@ -1,7 +1,7 @@
 """What is examined and what is found: plain values."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -23,10 +23,6 @@ class Finding:
     level: Level
     fact: str
     remedy: str = ""
-
-    def to_dict(self) -> dict[str, str]:
-        """As JSON holds it."""
-        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,7 @@ def memory(subject: Subject) -> list[Finding]:
 
 def memory_bytes() -> tuple[int, int]:
     """Free and all, of the machine or of the container where that has less."""
-    facts = {}
+    facts: dict[str, int] = {}
     for line in Path("/proc/meminfo").read_text().splitlines():
         name, _, value = line.partition(":")
         facts[name] = int(value.split()[0]) * 1024

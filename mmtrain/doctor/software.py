@@ -61,31 +61,28 @@ def accelerators(subject: Subject) -> list[Finding]:
         remedy = f"install torch built for CUDA; this one is {torch.__version__}"
         return [Finding("accelerator", "wrong", f"driver {driver}, torch sees no GPU", remedy)]
     names = [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())]
-    found = [Finding("accelerator", "ok", f"{len(names)} x {names[0]}, CUDA {torch.version.cuda}")]
-    found.append(_driver(driver))
+    fact = f"{len(names)} x {names[0]}, CUDA {torch.version.cuda}"
+    nccl = Finding("nccl", "wrong", "torch has none", "install torch built with NCCL")
     if torch.distributed.is_nccl_available():
         version = torch.cuda.nccl.version()  # type: ignore[attr-defined]  # missed by the stubs
-        found.append(Finding("nccl", "ok", ".".join(map(str, version))))
-    else:
-        found.append(Finding("nccl", "wrong", "torch has none", "install torch built with NCCL"))
-    if torch.cuda.is_bf16_supported():
-        found.append(Finding("bf16", "ok", "supported"))
-    else:
+        nccl = Finding("nccl", "ok", ".".join(map(str, version)))
+    bf16 = Finding("bf16", "ok", "supported")
+    if not torch.cuda.is_bf16_supported():
         remedy = "train with --set engine.precision=fp32"
-        found.append(Finding("bf16", "warning", "not supported by the GPU", remedy))
-    return found
+        bf16 = Finding("bf16", "warning", "not supported by the GPU", remedy)
+    return [Finding("accelerator", "ok", fact), _driver(driver), nccl, bf16]
 
 
 def driver_version() -> str | None:
-    """Of the NVIDIA driver; None: there is none."""
+    """Version of the NVIDIA driver; None: there is none."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
-    said = subprocess.run(
+    answer = subprocess.run(
         [program, "--query-gpu=driver_version", "--format=csv,noheader"],
         capture_output=True, text=True, timeout=8, check=False,
     )  # fmt: skip
-    return said.stdout.split("\n")[0].strip() or None if said.returncode == 0 else None
+    return answer.stdout.split("\n")[0].strip() or None if answer.returncode == 0 else None
 
 
 def _driver(version: str | None) -> Finding:

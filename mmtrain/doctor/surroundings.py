@@ -30,10 +30,14 @@ def mlflow_server(subject: Subject) -> list[Finding]:
         return [_tracking_file(uri)]
     remedy = "start it (mlflow server --host 0.0.0.0), or give another --tracking; runs wait for it"
     try:
-        said = fetch(f"{uri.rstrip('/')}/version", timeout_s=subject.timeout_s / 2)
+        answer = fetch(f"{uri.rstrip('/')}/version", timeout_s=subject.timeout_s / 2)
     except OSError as error:
         return [Finding("mlflow", "wrong", f"{uri}: {reason(error)}", remedy)]
-    return [_same_major("mlflow", said.decode(errors="replace").strip()[:40], "mlflow", uri=uri)]
+    version, own = answer.decode(errors="replace").strip()[:40], metadata.version("mlflow")
+    if version.split(".")[0] == own.split(".")[0]:
+        return [Finding("mlflow", "ok", f"{uri}, {version}")]
+    remedy = f"put mlflow {own.split('.')[0]}.x on the server"
+    return [Finding("mlflow", "warning", f"{uri} has {version}, this machine {own}", remedy)]
 
 
 def _tracking_file(uri: str) -> Finding:
@@ -79,10 +83,10 @@ def ray_cluster(subject: Subject) -> list[Finding]:
     url = dashboard_url(subject.address)
     remedy = "start it (ray start --head), open its dashboard's port, or give another --address"
     try:
-        said = json.loads(fetch(f"{url}/api/version", timeout_s=subject.timeout_s / 2))
+        answer: Any = json.loads(fetch(f"{url}/api/version", timeout_s=subject.timeout_s / 2))
     except (OSError, ValueError) as error:
         return [Finding("ray cluster", "wrong", f"{url}: {reason(error)}", remedy)]
-    version = str(said.get("ray_version", "")) if isinstance(said, dict) else ""
+    version = str(answer.get("ray_version", "")) if isinstance(answer, dict) else ""
     own = metadata.version("ray")
     if version != own:
         remedy = f"pip install 'ray=={version}', or put {own} on the cluster: they must be the same"
@@ -107,9 +111,8 @@ def fetch(url: str, *, timeout_s: float) -> bytes:
     Raises:
         OSError: it does not, or with an error.
     """
-    headers = {}
-    if token := _token():
-        headers["Authorization"] = f"Bearer {token}"
+    token = _token()
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
     request = urllib.request.Request(url, headers=headers)
     with urllib.request.urlopen(request, timeout=timeout_s) as answer:
         return answer.read(65536)
@@ -132,14 +135,6 @@ def reason(error: BaseException) -> str:
         return f"HTTP {error.code} {error.reason}{token}"
     inner: Any = getattr(error, "reason", None) or error
     return f"{type(inner).__name__}: {inner}".splitlines()[0][:160]
-
-
-def _same_major(check: str, version: str, package: str, *, uri: str) -> Finding:
-    own = metadata.version(package)
-    if version.split(".")[0] != own.split(".")[0]:
-        remedy = f"put {package} {own.split('.')[0]}.x on the server"
-        return Finding(check, "warning", f"{uri} has {version}, this machine {own}", remedy)
-    return Finding(check, "ok", f"{uri}, {version}")
 
 
 CHECKS: dict[str, Check] = {

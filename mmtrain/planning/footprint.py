@@ -7,7 +7,7 @@ rows as the others.
 """
 
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -264,7 +264,7 @@ class StepTracer:
     @contextmanager
     def _watched(
         self, weigher: _Weigher, trained: set[str], *, keeps_gradients: bool
-    ) -> Iterator[None]:
+    ) -> Generator[None]:
         """Within, gradients are noted as they come, and dropped if they do not stay."""
 
         def note(parameter: Tensor) -> None:

@@ -90,7 +90,7 @@ def plan_start(
             for name, value in state.items()
             if not (name.startswith("heads.") and name.split(".")[1] in model.tasks)
         }
-    notes = []
+    notes: list[str] = []
     if source.card.pruning and not masks_of(model):
         notes.append(
             "the source's masks are left out, with which it was trained; go on from a cut model "

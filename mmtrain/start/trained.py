@@ -40,27 +40,31 @@ def same_names(
     vocabulary: Vocabulary | None,
 ) -> dict[str, Tensor]:
     """Tensors of the source that the model has by the same name and shape and for the same use."""
-    new_tasks = {
-        name for name, feature in targets.items()
-        if name not in source.card.tasks or source.card.tasks[name].targets != feature
-    }  # fmt: skip
+    known = {name: task.targets for name, task in source.card.tasks.items()}
+    new_tasks = {name for name, feature in targets.items() if known.get(name) != feature}
     tables = tables_at_odds(model, source, vocabulary=vocabulary)
     masks = masks_of(model)
+    pruning = source.card.pruning
     has_same_subtasks = (
-        masks
-        and source.card.pruning
-        and (list(masks.config.subtasks.items()) == list(source.card.pruning.subtasks.items()))
+        masks is not None
+        and pruning is not None
+        and ([*masks.config.subtasks.items()] == [*pruning.subtasks.items()])
     )
-    held = {}
-    for name, value in model.state_dict().items():
-        if name not in source.state or source.state[name].shape != value.shape or name in tables:
-            continue
-        if name.startswith("heads.") and name.split(".")[1] in new_tasks:
-            continue
-        if name.startswith(f"{MASKS}.") and not has_same_subtasks:
-            continue
-        held[name] = source.state[name]
-    return held
+
+    def is_for_another_use(name: str) -> bool:
+        return (
+            name in tables
+            or (name.startswith("heads.") and name.split(".")[1] in new_tasks)
+            or (name.startswith(f"{MASKS}.") and not has_same_subtasks)
+        )
+
+    return {
+        name: source.state[name]
+        for name, value in model.state_dict().items()
+        if name in source.state
+        and source.state[name].shape == value.shape
+        and not is_for_another_use(name)
+    }
 
 
 def tables_at_odds(
@@ -68,7 +72,9 @@ def tables_at_odds(
 ) -> set[str]:
     """Parameters with an axis of tokens, or of classes, that are others in the model."""
     config = source.card.model
-    tables = set() if vocabulary == source.vocabulary else _token_tables(source)
+    tables: set[str] = set()
+    if vocabulary != source.vocabulary:
+        tables = _token_tables(source)
     for net in model.stems:
         classes = (getattr(one.nets.get(net), "classes", None) for one in (model.config, config))
         if len(set(classes)) > 1:
@@ -96,17 +102,18 @@ def check_shapes(
     Raises:
         InitError: names the first parameter at odds, and both sides.
     """
-    mine = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    its = {name: tuple(value.shape) for name, value in source.state.items()}
-    shared = {_part(name) for name in its} & {_part(name) for name in mine}
-    left = tables_at_odds(model, source, vocabulary=vocabulary)
-    for name in sorted((mine.keys() | its.keys()) - left):
+    ours = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    theirs = {name: tuple(value.shape) for name, value in source.state.items()}
+    shared = {_part(name) for name in theirs} & {_part(name) for name in ours}
+    tables = tables_at_odds(model, source, vocabulary=vocabulary)
+    for name in sorted((ours.keys() | theirs.keys()) - tables - held.keys()):
         is_whole = name.startswith(("body.", "stems.", "adapters.")) and _part(name) in shared
-        if is_whole and name not in held and mine.get(name) != its.get(name):
+        if is_whole and ours.get(name) != theirs.get(name):
             raise InitError(
-                f"{name} is {_shown(its.get(name))} in the weights and {_shown(mine.get(name))} "
-                f"in the recipe's model. The weights have {_settings(source.card.model)}; the "
-                f"recipe {_settings(model.config)}. Give the recipe the settings of the weights"
+                f"{name} is {_shown(theirs.get(name))} in the weights and "
+                f"{_shown(ours.get(name))} in the recipe's model. The weights have "
+                f"{_settings(source.card.model)}; the recipe {_settings(model.config)}. Give the "
+                "recipe the settings of the weights"
             )
 
 

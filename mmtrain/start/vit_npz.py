@@ -12,7 +12,7 @@ import math
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -90,7 +90,7 @@ def read_npz(path: Path, *, only_shapes: bool) -> tuple[dict[str, Tensor], dict[
 
 
 @contextmanager
-def _one_line(path: Path) -> Iterator[None]:
+def _one_line(path: Path) -> Generator[None]:
     try:
         yield
     except (OSError, EOFError, ValueError, RuntimeError, NotImplementedError) as error:

@@ -83,9 +83,9 @@ def differences(model: MultiTaskModel, vits: Mapping[str, Vit]) -> list[str]:
         "gelu": (vit.gelu, body.gelu),
     }
     notes = [
-        f"model.body.{name} is {mine!r}, the weights were trained with {its!r}"
-        for name, (its, mine) in pairs.items()
-        if its is not None and its != mine
+        f"model.body.{name} is {ours!r}, the weights were trained with {theirs!r}"
+        for name, (theirs, ours) in pairs.items()
+        if theirs is not None and theirs != ours
     ]
     if vit.num_heads is None and body.model_dim != 64 * body.num_heads:
         usual = f"usual are heads of 64, which makes {body.model_dim / 64:g}"
@@ -174,17 +174,14 @@ def _check_sizes(model: MultiTaskModel, vit: Vit, *, net: str) -> None:
     """Refuses a transformer of other sizes, with all of them in one line."""
     body: Any = model.config.body
     wide = [block["mlp.w_in.weight"].shape[0] for block in vit.blocks if "mlp.w_in.weight" in block]
-    its = {"model_dim": vit.class_token_D.shape[0], "num_layers": len(vit.blocks)}
-    its |= {"mlp_dim": wide[0]} if wide and not body.units else {}
-    its |= {"num_heads": vit.num_heads} if vit.num_heads else {}
-    mine = {name: getattr(body, name) for name in its}
-    if its != mine:
+    theirs = {"model_dim": vit.class_token_D.shape[0], "num_layers": len(vit.blocks)}
+    theirs |= {"mlp_dim": wide[0]} if wide and not body.units else {}
+    theirs |= {"num_heads": vit.num_heads} if vit.num_heads else {}
+    if any(size != getattr(body, name) for name, size in theirs.items()):
         raise InitError(
-            f"the weights have {_settings(its)}; the recipe's model.body has {_settings(mine)}. "
-            f"Start from other weights, or give the recipe the same sizes: "
-            + " ".join(f"--set model.body.{name}={value}" for name, value in its.items())
+            f"the weights have {', '.join(f'{name} {size}' for name, size in theirs.items())}; "
+            "the recipe's model.body has "
+            f"{', '.join(f'{name} {getattr(body, name)}' for name in theirs)}. "
+            "Start from other weights, or give the recipe the same sizes: "
+            + " ".join(f"--set model.body.{name}={size}" for name, size in theirs.items())
         )
-
-
-def _settings(values: Mapping[str, object]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in values.items())

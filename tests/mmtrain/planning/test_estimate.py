@@ -16,6 +16,7 @@ from mmtrain.planning.longest import LongestBatch, longest_batches, zeros
 from mmtrain.planning.refusals import combinations, why_refused
 from mmtrain.recipe import load_recipe, override
 from mmtrain.run.model import fitted
+from tests.benchmarks.bench_plan import CASES, measured_bytes, planned_bytes
 from tests.mmtrain.example_kinds import TASKS
 from tests.mmtrain.planning.example_recipe import NOWHERE, small
 
@@ -177,3 +178,8 @@ def test_a_wrong_amount_is_refused_with_an_example():
             parse_bytes(wrong)
     with pytest.raises(AmountError, match="CPU=64,GPU=8"):
         parse_resources("CPU")
+
+
+def test_planned_memory_is_what_steps_of_the_real_engine_take():
+    recipe = CASES["polyvit_torch_recomputing"].load()
+    assert planned_bytes(recipe) == pytest.approx(measured_bytes(recipe), rel=0.01)
