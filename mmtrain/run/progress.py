@@ -6,7 +6,7 @@ The train loop hands on `RunProgress` values; drawing knows nothing of training.
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from logging import LogRecord
@@ -191,7 +191,7 @@ class ProgressDisplay(PolledDisplay):
 
 
 @contextmanager
-def build_display(console: Console) -> Iterator[Callable[[str, int, int], None]]:
+def build_display(console: Console) -> Generator[Callable[[str, int, int], None]]:
     """A bar for each task that is built; yields what is told (task, shards done, shards in all).
 
     Where there is no terminal, a line when a task is done.
