@@ -9,7 +9,7 @@ import math
 import os
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ class ClusterError(MMTrainError):
 @contextmanager
 def cluster_of(
     num_cpus: float, *, num_gpus: int = 0, address: str | None = None
-) -> Iterator[Mapping[str, float]]:
+) -> Generator[Mapping[str, float]]:
     """The Ray cluster at `address`, one already joined, or a new one; yields its resources.
 
     A new one has so many logical CPUs and one more, whatever the machine has: what asks for them

@@ -6,7 +6,7 @@ never of what ran before; so a resumed run needs the parameters, the step and on
 
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -221,7 +221,7 @@ def build_corpora(
 
 
 @contextmanager
-def ray_cluster(recipe: Recipe, *, address: str | None = None) -> Iterator[None]:
+def ray_cluster(recipe: Recipe, *, address: str | None = None) -> Generator[None]:
     """A Ray cluster with room for the run; see `cluster_of`.
 
     Raises:

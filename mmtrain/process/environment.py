@@ -1,12 +1,12 @@
 """The environment of this process, which those that it starts inherit, is changed here alone."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 
 
 @contextmanager
-def environment(settings: Mapping[str, str], *, overrides: bool = False) -> Iterator[None]:
+def environment(settings: Mapping[str, str], *, overrides: bool = False) -> Generator[None]:
     """Within, these variables are set; afterwards they are as they were.
 
     Args:

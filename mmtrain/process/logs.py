@@ -8,7 +8,7 @@ ranks say alike stands on stderr once.
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from logging.handlers import QueueHandler
 from pathlib import Path
@@ -55,7 +55,7 @@ def hush(*names: str, level: int = logging.ERROR) -> None:
 
 
 @contextmanager
-def relayed(send: Callable[[logging.LogRecord], object], *, rank: int) -> Iterator[None]:
+def relayed(send: Callable[[logging.LogRecord], object], *, rank: int) -> Generator[None]:
     """Within, what this process logs goes to the driver of its run, Python's warnings too.
 
     Args:

@@ -6,7 +6,7 @@ it has set them.
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -41,7 +41,7 @@ def exit_status(otherwise: int) -> int:
 
 
 @contextmanager
-def handlers_kept() -> Iterator[None]:
+def handlers_kept() -> Generator[None]:
     """Sets the handlers of SIGINT and SIGTERM at the end as they were."""
     numbers = (signal.SIGINT, signal.SIGTERM) if _in_main_thread() else ()
     before = {number: signal.getsignal(number) for number in numbers}

@@ -1,7 +1,7 @@
 """A run in MLflow from its start to its end. It never stops training, and delays it by bounds."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,7 +23,7 @@ END_S = 30.0  # longest wait for the last delivery; the rest waits in the journa
 @contextmanager
 def tracked(
     recipe: Recipe, config: TrackingConfig, *, out: Path, data_dir: Path
-) -> Iterator[str | None]:
+) -> Generator[str | None]:
     """The run's id while it trains. It is RUNNING then, and FINISHED, FAILED or KILLED after."""
     run_id = start_tracking(recipe, config, out=out, data_dir=data_dir)
     try:

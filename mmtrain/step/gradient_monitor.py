@@ -4,7 +4,7 @@ Every so many steps of a task its gradient is looked up at a few coordinates of 
 ones each time, while it passes to the engine; at all other steps nothing is there to cost time.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -36,7 +36,7 @@ class GradientMonitor:
         self._places = sampled_places(model, seed=seed) if every else []
 
     @contextmanager
-    def watching(self, task: str, *, ordinal: int) -> Iterator[None]:
+    def watching(self, task: str, *, ordinal: int) -> Generator[None]:
         """Samples the gradients that pass while it is open, if the task's n-th step is due."""
         if not self._places or ordinal % self._every:
             yield
