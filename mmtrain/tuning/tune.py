@@ -147,6 +147,18 @@ class SweepSearch(Searcher):
         """The records say all that has to survive."""
 
 
+def population(search: SweepSearch, *, size: int) -> dict[str, Any]:
+    """A space whose only points are the next trials: Tune 2.60 takes no search beside PBT."""
+    members = [search.suggest("") for _ in range(size)]
+    by_number = {member[NUMBER]: member for member in members}
+
+    def value_of(name: str, spec: Any) -> Any:
+        return by_number[spec.config[NUMBER]][name]
+
+    fields = {name: ray_tune.sample_from(partial(value_of, name)) for name in members[0]}
+    return {**fields, NUMBER: ray_tune.grid_search(list(by_number))}
+
+
 def build_scheduler(sweep: SweepConfig, *, num_steps: int) -> TrialScheduler:
     """Which trials take over from which; those of 'asha' stop by themselves (`run_segments`).
 
@@ -245,14 +257,16 @@ def _build_tuner(
     if is_worker and recipe.use_gpu:
         needs["GPU"] = 1.0
     rounds = math.ceil(todo / sweep.at_once) * (1 + sweep.max_failures)
+    search, takes_over = SweepSearch(plan, records), sweep.scheduler == "pbt"
     return ray_tune.Tuner(
         ray_tune.with_resources(
             ray_tune.with_parameters(_trial, plan=plan), ray_tune.PlacementGroupFactory([needs])
         ),
+        param_space=population(search, size=todo) if takes_over else {},
         tune_config=ray_tune.TuneConfig(
-            search_alg=SweepSearch(plan, records),
+            search_alg=None if takes_over else search,
             scheduler=build_scheduler(sweep, num_steps=recipe.num_steps),
-            num_samples=todo,
+            num_samples=1 if takes_over else todo,
             max_concurrent_trials=sweep.at_once,
             time_budget_s=sweep.timeout_s * rounds,
             trial_name_creator=lambda trial: str(trial.config[NUMBER]),

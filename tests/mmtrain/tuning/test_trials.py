@@ -8,6 +8,7 @@ import numpy as np
 import optuna
 import pytest
 from ray.tune.schedulers import FIFOScheduler, PopulationBasedTraining
+from ray.tune.search.variant_generator import generate_variants
 
 from mmtrain.recipe import load_recipe
 from mmtrain.store.config import TrackingConfig
@@ -31,7 +32,7 @@ from mmtrain.tuning.trials import (
     trial_folder,
     write_record,
 )
-from mmtrain.tuning.tune import NUMBER, SweepSearch, build_scheduler
+from mmtrain.tuning.tune import NUMBER, SweepSearch, build_scheduler, population
 from tests.mmtrain.example_sweep import RATE, SIZE, example_sweep, record
 
 TWO = ("score", "parameters")
@@ -155,6 +156,16 @@ def test_search_takes_up_what_was_cut_off_then_draws_new_numbers(tmp_path):
     assert [one.number for one in written] == [1, 3, 4, 5, 6]
     assert {(one.state, one.step) for one in written[2:]} == {("running", 0)}
     assert written[1] == trials[2].with_(state="running")
+
+
+def test_population_is_what_was_cut_off_and_new_draws(tmp_path):
+    search = SweepSearch(plan_of(example_sweep(), tmp_path), [record(1, state="running")])
+    space = population(search, size=3)
+    members = [spec["config"] for _, spec in generate_variants({"config": space})]
+    written = read_records(tmp_path)
+    assert members == [{**one.values, NUMBER: one.number} for one in written]
+    assert [one.number for one in written] == [1, 2, 3]
+    assert len({one.values[RATE] for one in written}) == 3
 
 
 def test_search_heeds_what_has_ended_since_it_began(tmp_path):
