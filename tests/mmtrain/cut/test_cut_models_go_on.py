@@ -93,7 +93,7 @@ def test_a_cut_model_learns_on_and_keeps_its_choice_of_units():
     engine = build_engine(EngineConfig(name="torch"), model=small, optimizer=OptimizerConfig())
     inputs = torch.randint(0, 256, (6, 8, 8, 1), generator=torch.Generator().manual_seed(0))
     lengths, losses = torch.full((6,), 8), []
-    for step in range(6):
+    for _ in range(6):
         seed_step(0, 0, 0)  # the same noise of the gate at every step, whatever ran before
         outputs = engine.forward(task="shades", inputs=inputs, input_lengths=lengths, targets=None)
         loss = torch.nn.functional.cross_entropy(outputs.logits, torch.arange(6) % 2)
