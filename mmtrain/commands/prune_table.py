@@ -1,7 +1,7 @@
 """What `mmtrain prune` prints: the comparison of a cut model, and the cuts that are registered."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -53,16 +53,16 @@ def comparison_table(rows: Sequence[ComparedNetwork]) -> Table:
     for task, values in whole.scores.items():
         metric = next(iter(values))
         table.add_row(f"{task}, {metric}", *(f"{row.scores[task][metric]:.1f}" for row in rows))
-    figures: list[tuple[str, Callable[[ComparedNetwork], float], str]] = [
-        ("parameters", lambda row: row.parameters, ",.0f"),
-        ("MFLOPs an example", lambda row: row.flops / 1e6, ",.3f"),
-        ("kB of weights", lambda row: row.bytes / 1e3, ",.1f"),
-    ]
+    figures = {
+        "parameters": ([float(row.parameters) for row in rows], ",.0f"),
+        "MFLOPs an example": ([row.flops / 1e6 for row in rows], ",.3f"),
+        "kB of weights": ([row.bytes / 1e3 for row in rows], ",.1f"),
+    }
     for size in whole.latency_ms:
-        figures.append((f"ms a batch of {size}", lambda row, n=size: row.latency_ms[n], ",.2f"))
-    for label, value, form in figures:
-        cells = [f"{value(row):{form}} {value(row) / value(whole):6.1%}" for row in rows[1:]]
-        table.add_row(label, f"{value(whole):{form}}", *cells)
+        figures[f"ms a batch of {size}"] = ([row.latency_ms[size] for row in rows], ",.2f")
+    for label, ((first, *others), form) in figures.items():
+        cells = [f"{value:{form}} {value / first:6.1%}" for value in others]
+        table.add_row(label, f"{first:{form}}", *cells)
     return table
 
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -152,13 +151,21 @@ class Cluster:
         Raises:
             JobError: the cluster was away for two minutes; the job may go on.
         """
-        done, lost_at = 0, None
+        handed_on, lost_at = 0, None
+
+        async def tail() -> None:
+            nonlocal handed_on
+            position = 0  # a connection begins at the log's first character
+            async for text in self._client.tail_job_logs(job_id):
+                write(text[max(0, handed_on - position) :])
+                position += len(text)
+                handed_on = max(handed_on, position)
+
         while True:
             try:
                 # not in the main thread: there the event loop would take Ctrl-C and hand it to a
                 # task, which may be closing a connection and lose it
-                tail = partial(asyncio.run, self._tail(job_id, write, skip=done))
-                done = within(threading.TIMEOUT_MAX, tail)
+                within(threading.TIMEOUT_MAX, lambda: asyncio.run(tail()))
                 with self._plain_errors():
                     job = self._client.get_job_info(job_id)
                 if job.status in ENDED:
@@ -193,14 +200,6 @@ class Cluster:
                     return _line(job)
                 time.sleep(0.3)
         raise JobError(f"{job_id} has not stopped in {STOP_S} s; see `mmtrain jobs list`")
-
-    async def _tail(self, job_id: str, write: Callable[[str], object], *, skip: int) -> int:
-        """Hands on the log beyond its first `skip` characters; how many it has now."""
-        handed_on = 0
-        async for text in self._client.tail_job_logs(job_id):
-            write(text[max(0, skip - handed_on) :])
-            handed_on += len(text)
-        return max(handed_on, skip)
 
     @contextmanager
     def _plain_errors(self) -> Generator[None]:

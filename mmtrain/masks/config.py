@@ -105,7 +105,12 @@ class PruningConfig(BaseModel):
                 raise ValueError(f"subtask {name} is empty; name its tasks or classes, or drop it")
             if len(set(entries)) < len(entries):
                 raise ValueError(f"subtask {name} names an entry twice: {', '.join(entries)}")
-            _check_one_kind(name, entries)
+            parts = (entry.partition(":") for entry in entries)
+            if len({task if colon else None for task, colon, _ in parts}) > 1:
+                raise ValueError(
+                    f"subtask {name} mixes {', '.join(entries)}; a subtask is whole tasks, or "
+                    "classes of one task: split it"
+                )
         return subtasks
 
     @model_validator(mode="after")
@@ -122,14 +127,3 @@ class PruningConfig(BaseModel):
                 "law 'stratified' or weighting 'equal'"
             )
         return self
-
-
-def _check_one_kind(name: str, entries: tuple[str, ...]) -> None:
-    """A subtask is whole tasks, or classes of one task."""
-    of_classes = {entry.partition(":")[0] for entry in entries if ":" in entry}
-    whole = [entry for entry in entries if ":" not in entry]
-    if len(of_classes) > 1 or (of_classes and whole):
-        raise ValueError(
-            f"subtask {name} mixes {', '.join(entries)}; a subtask is whole tasks, or classes of "
-            "one task: split it"
-        )

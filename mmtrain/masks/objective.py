@@ -10,7 +10,6 @@ from torch import Tensor
 
 from mmtrain.losses import LossSum, sigmoid_losses
 from mmtrain.masks.banks import MaskBank, SubtaskMasks
-from mmtrain.masks.config import PruningConfig
 
 
 def subtask_loss(
@@ -51,19 +50,17 @@ def class_weights(classes: Collection[int], *, num_classes: int, beta: float) ->
 def utility_price(bank: MaskBank, masks: SubtaskMasks, *, step: int) -> Tensor:
     """Price gamma times the mean utility of units: of the union, or summed over its basis subtasks.
 
+    The mean over N units makes gamma / N the price of each.
+
     Args:
         bank: where the masks come from.
         masks: of the union.
         step: optimizer steps done; in the warm-up the price is 0.
     """
-    if bank.config.l1 == "union":
+    config = bank.config
+    if config.l1 == "union":
         utility = masks.utility.mean()
     else:
         alone = [bank.masks([subtask]).utility.mean() for subtask in masks.subtasks]
         utility = torch.stack(alone).sum()
-    return gamma_at(step, config=bank.config) * utility
-
-
-def gamma_at(step: int, *, config: PruningConfig) -> float:
-    """The price of utility at a step; gamma over the number of units is its price for each unit."""
-    return 0.0 if step < config.warmup_steps else config.gamma
+    return (0.0 if step < config.warmup_steps else config.gamma) * utility

@@ -3,14 +3,16 @@
 import shlex
 import socket
 import subprocess
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import typer
+from ray.job_submission import JobDetails, JobStatus, JobType
 
 from mmtrain.cli import app
 from mmtrain.jobs import submission as module
-from mmtrain.jobs.client import Cluster, dashboard_url
+from mmtrain.jobs.client import Cluster, dashboard_url, exit_code
 from mmtrain.jobs.submission import (
     Attempt,
     Decision,
@@ -245,6 +247,35 @@ def test_a_host_that_takes_the_call_and_never_answers_is_left_in_bounded_time(mo
         port = silent.getsockname()[1]
         with pytest.raises(JobError, match="no Ray cluster answers"):
             Cluster(f"127.0.0.1:{port}")
+
+
+class LostOnce:
+    """Ray's client for a job whose log is cut off once: the connection is lost."""
+
+    def __init__(self, _: str) -> None:
+        self.logs = ["first\n", "first\nsec", "first\nsecond\nthird\n"]
+
+    async def tail_job_logs(self, _: str) -> AsyncIterator[str]:
+        log = self.logs.pop(0)
+        for start in range(0, len(log), 4):
+            yield log[start : start + 4]
+        if self.logs:
+            raise RuntimeError("WebSocket closed")
+
+    def get_job_info(self, job_id: str) -> JobDetails:
+        return JobDetails(
+            type=JobType.SUBMISSION, submission_id=job_id, status=JobStatus.FAILED,
+            entrypoint="x", driver_exit_code=-9,
+        )  # fmt: skip
+
+
+def test_a_log_is_handed_on_once_though_the_connection_is_lost(monkeypatch):
+    monkeypatch.setattr("mmtrain.jobs.client._Client", LostOnce)
+    monkeypatch.setattr("mmtrain.jobs.client.time.sleep", lambda _: None)
+    written: list[str] = []
+    job = Cluster("127.0.0.1:1").follow("job", write=written.append)
+    assert "".join(written) == "first\nsecond\nthird\n"
+    assert exit_code(job) == 128 + 9
 
 
 def test_module_paths_are_the_code_that_runs_now():

@@ -6,8 +6,8 @@ from torch import tensor
 from torch.testing import assert_close
 
 from mmtrain.losses import sigmoid_cross_entropy
-from mmtrain.masks.objective import class_weights, gamma_at, subtask_loss, utility_price
-from tests.mmtrain.cut.toy_nets import GROUPS, toy_bank, toy_config
+from mmtrain.masks.objective import class_weights, subtask_loss, utility_price
+from tests.mmtrain.cut.toy_nets import GROUPS, toy_bank
 
 LOGITS = tensor([[2.0, 0.0, -1.0, 0.5], [0.0, 3.0, 1.0, -2.0]])
 TARGETS = tensor([0, 2])
@@ -108,5 +108,7 @@ def test_layers_pay_for_their_units():
 
 
 def test_units_cost_nothing_in_the_warm_up():
-    config = toy_config(gamma=0.3, warmup_steps=2)
-    assert [gamma_at(step, config=config) for step in range(4)] == [0.0, 0.0, 0.3, 0.3]
+    bank = toy_bank(gamma=0.3, warmup_steps=2)
+    masks = bank.masks(["a"])
+    prices = [utility_price(bank, masks, step=step).item() for step in range(4)]
+    assert prices == [0, 0, *[pytest.approx(0.3 * masks.utility.mean().item())] * 2]
