@@ -8,15 +8,17 @@ before anything starts; `tune.py` runs the trials.
 import importlib
 import json
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from types import FunctionType
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from mmtrain.recipe import Recipe, RecipeError, function_in_file, functions_of, override
+from mmtrain.recipe import Recipe, RecipeError, functions_of, override
 from mmtrain.tuning import sweeps
 from pipelines.errors import MMTrainError, UnknownNameError, first_problem
+from pipelines.names import load_object
 from pipelines.schedule import run_steps
 
 Values = Mapping[str, JsonValue]  # by dotted recipe field
@@ -188,17 +190,12 @@ def load_sweep(name: str, recipe: Recipe) -> SweepConfig:
 
     Raises:
         SweepError: the file cannot be read or does not hold a sweep.
+        OwnCodeError: the user's file is missing or does not run.
         UnknownNameError: no such sweep; names the nearest.
     """
     if name.endswith(".json"):
         return _from_json(Path(name))
-    if ".py:" in name:
-        function = function_in_file(name, kind="sweep")
-    else:
-        known = sweep_functions()
-        if name not in known:
-            raise UnknownNameError("sweep", name, tuple(sorted(known)))
-        function = known[name]
+    function = load_object(name, kind="sweep", shipped=sweep_functions(), of=FunctionType)
     try:
         sweep = function(recipe)
     except (TypeError, ValidationError) as error:
@@ -218,9 +215,9 @@ def _from_json(path: Path) -> SweepConfig:
         raise SweepError(f"sweep {path}: {first_problem(error)}") from None
 
 
-def sweep_functions() -> dict[str, Callable[..., Any]]:
+def sweep_functions() -> dict[str, FunctionType]:
     """All shipped sweeps by name: the public functions of the modules of `mmtrain/sweeps`."""
-    found: dict[str, Callable[..., Any]] = {}
+    found: dict[str, FunctionType] = {}
     for module in pkgutil.iter_modules(sweeps.__path__):
         found |= functions_of(importlib.import_module(f"{sweeps.__name__}.{module.name}"))
     return found
