@@ -160,7 +160,8 @@ def scores(
 ) -> dict[str, float]:
     """All metrics of a task on examples of a split, by name; the task's own first."""
     _, facts = measure(predictor, manifest.task, examples=examples, config=EvaluationConfig())
-    return {name: float(load_metric(name)(facts)) for name in manifest.task.metrics}
+    metrics = [load_metric(name) for name in manifest.task.metrics]
+    return {metric.name: float(metric(facts)) for metric in metrics}
 
 
 def cost_of(model: MultiTaskModel, batches: Sequence[TaskInputs]) -> Cost:

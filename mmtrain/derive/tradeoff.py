@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmtrain import losses
 from mmtrain.bundle import load_bundle
 from mmtrain.cut.examples import TaskInputs
 from mmtrain.cut.pruner import Pruner
 from mmtrain.cut.recalibrate import recalibrate
 from mmtrain.cut.subset import Subset
 from mmtrain.derive.comparison import cost_of, task_inputs
+from mmtrain.losses import TargetSums, load_loss
 from mmtrain.models.model import MultiTaskModel
 from mmtrain.predict.predictor import Predictor
 from pipelines.shards import Example, ShardReader, open_manifest, shard_folder
@@ -165,7 +165,7 @@ def _hits(
 @torch.inference_mode()
 def _target_sums(
     model: MultiTaskModel, inputs: TaskInputs, targets: Tensor, *, classes: Sequence[int] | None
-) -> losses.TargetSums:
+) -> TargetSums:
     """Of a model's answers; `classes` are those of its scores that count."""
     spec = model.task(inputs.task)
     outputs = model(
@@ -175,7 +175,7 @@ def _target_sums(
         targets=inputs.targets,
     )
     logits = outputs.logits if classes is None else outputs.logits[:, list(classes)]
-    return losses.target_sums(spec.loss, logits, targets, groups=spec.output_groups)
+    return load_loss(spec.loss).measure(logits, targets, groups=spec.output_groups)
 
 
 def _is_one_class(targets: np.ndarray | Tensor) -> bool:

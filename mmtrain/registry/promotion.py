@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mmtrain.evaluate.metrics import load_metric, metric_names
+from mmtrain.evaluate.metrics import SHIPPED, load_metric
 from mmtrain.evaluate.results import BASELINE
 from pipelines.errors import MMTrainError, UnknownNameError
 
@@ -135,15 +135,18 @@ def to_measurements(metrics: Mapping[str, float]) -> list[Measurement]:
     for key, value in metrics.items():
         split, _, rest = key.partition("/")
         task, _, metric = rest.rpartition("/")
-        if split.startswith(_SPLIT) and task and metric in metric_names():
+        if split.startswith(_SPLIT) and task:
             baseline = metrics.get(f"{BASELINE}/{task}/{metric}") if split == _SPLIT else None
             found.append(Measurement(task, metric, value, baseline, split))
     return sorted(found, key=lambda one: (one.split, one.task))
 
 
 def shown(value: float, metric: str) -> str:
-    """A metric's value with its unit: one decimal for shares, three for nats, four without."""
-    unit = load_metric(metric).unit
+    """A metric's value with its unit: one decimal for shares, three for nats, four without.
+
+    Of a user's own metric its name alone was kept: it is shown without a unit.
+    """
+    unit = SHIPPED[metric].unit if metric in SHIPPED else ""
     if unit == "%":
         return f"{value:.1f} %"
     return f"{value:.3f} {unit}" if unit else f"{value:.4f}"

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from mmtrain.evaluate.metrics import load_metric
+from mmtrain.evaluate.metrics import SHIPPED
 from mmtrain.registry.facts import ListedModel, Promoted, VersionFacts
 from mmtrain.registry.promotion import Measurement, shown
 
@@ -170,10 +170,12 @@ def _compared(
         values.append(found[0].value if found else None)
         cells.append(Text(shown(found[0].value, metric) if found else "-"))
         baseline = found[0].baseline if found and found[0].baseline is not None else baseline
-    if None not in values and values[0] != values[1]:
-        pick = max if load_metric(metric).higher_is_better else min
+    known = SHIPPED.get(metric)  # of a user's own metric its name alone was kept
+    if known and None not in values and values[0] != values[1]:
+        pick = max if known.higher_is_better else min
         cells[values.index(pick(value for value in values if value is not None))].stylize("bold")
-    name = f"{task}, {load_metric(metric).label}" + (f" ({split})" if split != "test" else "")
+    label = known.label if known else metric
+    name = f"{task}, {label}" + (f" ({split})" if split != "test" else "")
     return Text(name), *cells, Text(shown(baseline, metric) if baseline is not None else "", "dim")
 
 
@@ -197,7 +199,8 @@ def _add_measured(tree: Tree, measurements: Sequence[Measurement]) -> None:
     lines: dict[str, list[str]] = {}
     for one in measurements:
         baseline = f" ({shown(one.baseline, one.metric)})" if one.baseline is not None else ""
-        said = f"{load_metric(one.metric).label} {shown(one.value, one.metric)}{baseline}"
+        label = SHIPPED[one.metric].label if one.metric in SHIPPED else one.metric
+        said = f"{label} {shown(one.value, one.metric)}{baseline}"
         split = "" if one.split == "test" else f", {one.split}"
         lines.setdefault(f"{one.task}{split}", []).append(said)
     for task, said in lines.items():

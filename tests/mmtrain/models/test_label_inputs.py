@@ -110,7 +110,7 @@ def train(out: Path, *, data_dir: Path) -> None:
             engine, micro, RECIPE, ranks, num_targets=counts, rates=rates, masked=Pass()
         )
         engine.backward(loss.share)
-        engine.step(learning_rates=rates.learning_rates, **rates.decays)
+        engine.step(rates.learning_rates, learning_rates=rates.learning_rates, **rates.decays)
     job = Job(RECIPE.model_dump_json(), out, data_dir, TrackingConfig(), run_id=None)
     export_run(
         job, RECIPE, corpora, model=model.config, specs=specs, weights=engine.model_state(),
