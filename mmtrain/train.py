@@ -123,7 +123,6 @@ def train_worker(job: Job, post: Post) -> None:
         gradients.finish(step)
         feed.end_step(num_targets)
         monitor.end_step()
-
         active_owners = {owner for task in tasks for owner in owners[task]}  # others keep still
         stats = engine.step(active_owners, learning_rates=rates.learning_rates, **rates.decays)
         if not is_healthy(stats.gradient_norm):
