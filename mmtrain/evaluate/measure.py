@@ -107,8 +107,9 @@ def measure(
         alike[start : start + config.batch_size]
         for start in range(0, len(alike), config.batch_size)
     ]
-    said = _scored if predictor.task(task.name).spec.num_outputs is not None else _decoded
-    answers, facts = said(predictor, task.name, batches, config=config, on_batch=on_batch)
+    has_scores = predictor.task(task.name).spec.num_outputs is not None
+    answer = _scored if has_scores else _decoded
+    answers, facts = answer(predictor, task.name, batches, config=config, on_batch=on_batch)
     places = np.argsort(order).tolist()
     return [answers[place] for place in places], facts
 
@@ -184,7 +185,7 @@ def teacher_forced(predictor: Predictor, *, task: str, examples: Sequence[Exampl
 
 
 def fit_trivial(predictor: Predictor, task: Task, *, examples: Iterable[Example]) -> Trivial:
-    """Fits a task's trivial predictor on training examples: what it says of others."""
+    """Fits a task's trivial predictor on training examples: the facts of others."""
     if predictor.task(task.name).spec.num_outputs is not None:
         return _fit_scores(predictor, task, examples=examples)
     return _fit_text(predictor, task, examples=list(examples))
@@ -196,7 +197,7 @@ def _fit_scores(predictor: Predictor, task: Task, *, examples: Iterable[Example]
     fit = load_baseline(task.baseline).fit
     logits = torch.from_numpy(fit((e.targets for e in examples), spec=known.spec)).float()
 
-    def say(examples: Sequence[Example]) -> Facts:
+    def facts_of(examples: Sequence[Example]) -> Facts:
         tally = ScoreTally(known)
         for start in range(0, len(examples), _CHUNK):
             arrays = [example.targets for example in examples[start : start + _CHUNK]]
@@ -204,7 +205,7 @@ def _fit_scores(predictor: Predictor, task: Task, *, examples: Iterable[Example]
             tally.add(logits.expand(len(arrays), *logits.shape), targets.cpu())
         return tally.facts()
 
-    return say
+    return facts_of
 
 
 def _fit_text(predictor: Predictor, task: Task, *, examples: Sequence[Example]) -> Trivial:
@@ -223,7 +224,7 @@ def _fit_text(predictor: Predictor, task: Task, *, examples: Sequence[Example]) 
         vocab_size=vocabulary.size if vocabulary else 1,
     )
 
-    def say(examples: Sequence[Example]) -> Facts:
+    def facts_of(examples: Sequence[Example]) -> Facts:
         inputs = (_text(task.inputs, example.inputs, predictor=predictor) for example in examples)
         tokens = bigrams.score(example.targets.tolist() for example in examples)
         return Facts(
@@ -234,7 +235,7 @@ def _fit_text(predictor: Predictor, task: Task, *, examples: Sequence[Example]) 
             num_targets=tokens.num_targets,
         )
 
-    return say
+    return facts_of
 
 
 def read_examples(manifest: Manifest, *, limit: int | None) -> Iterator[Example]:

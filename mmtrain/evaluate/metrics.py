@@ -229,9 +229,9 @@ def mean_average_precision(facts: Facts) -> float:
 def f1(facts: Facts) -> float:
     """2 TP / (2 TP + FP + FN) over all classes and examples; a class is there from 50 % on."""
     scores_NV, present_NV = _present(facts)
-    said_NV = scores_NV >= PRESENT
-    num_said_and_true = int(said_NV.sum()) + int(present_NV.sum())
-    return 200.0 * int((said_NV & present_NV).sum()) / max(1, num_said_and_true)
+    predicted_NV = scores_NV >= PRESENT
+    num_predicted_and_true = int(predicted_NV.sum()) + int(present_NV.sum())
+    return 200.0 * int((predicted_NV & present_NV).sum()) / max(1, num_predicted_and_true)
 
 
 @metric("precision at 1", of=("label", "multilabel"))
@@ -262,11 +262,11 @@ def box_iou(facts: Facts) -> float:
 
     Boxes are left, top, right, bottom. One whose edges are the wrong way round has no area.
     """
-    said_N4, true_N4 = (array.astype(np.float64) for array in _arrays(facts))
-    first_N2 = np.maximum(said_N4[:, :2], true_N4[:, :2])
-    last_N2 = np.minimum(said_N4[:, 2:], true_N4[:, 2:])
+    predicted_N4, true_N4 = (array.astype(np.float64) for array in _arrays(facts))
+    first_N2 = np.maximum(predicted_N4[:, :2], true_N4[:, :2])
+    last_N2 = np.minimum(predicted_N4[:, 2:], true_N4[:, 2:])
     shared_N = _areas(np.concatenate([first_N2, last_N2], axis=1))
-    union_N = _areas(said_N4) + _areas(true_N4) - shared_N
+    union_N = _areas(predicted_N4) + _areas(true_N4) - shared_N
     return 100.0 * float((shared_N / np.maximum(union_N, 1e-12)).mean())
 
 
@@ -279,9 +279,9 @@ def mean_iou(facts: Facts) -> float:
     ids_NYX, true_NYX = _arrays(facts)
     num_classes = int(max(ids_NYX.max(), true_NYX.max())) + 1
     hit_V = np.bincount(true_NYX[ids_NYX == true_NYX], minlength=num_classes)
-    said_V = np.bincount(ids_NYX.ravel(), minlength=num_classes)
+    predicted_V = np.bincount(ids_NYX.ravel(), minlength=num_classes)
     true_V = np.bincount(true_NYX.ravel(), minlength=num_classes)
-    union_V = said_V + true_V - hit_V
+    union_V = predicted_V + true_V - hit_V
     return 100.0 * float((hit_V[union_V > 0] / union_V[union_V > 0]).mean())
 
 
