@@ -7,11 +7,10 @@ saved as JSON with every run, and that file is a recipe again.
 
 import hashlib
 import importlib
-import importlib.util
 import json
 import pkgutil
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ from mmtrain.masks.config import PruningConfig
 from mmtrain.models.model import ModelConfig
 from pipelines.errors import MMTrainError, UnknownNameError, first_problem
 from pipelines.layout import BuildConfig
+from pipelines.names import load_object
 from pipelines.schedule import ScheduleConfig, run_steps
 from pipelines.stream import StreamConfig
 from pipelines.task import Task
@@ -174,21 +174,19 @@ def _set(value: Any, path: Sequence[str], new: Any, *, full: Sequence[str]) -> A
 
 
 def load_recipe(name: str, settings: Sequence[str] = ()) -> Recipe:
-    """The recipe of that name, of `file.py:function`, or of a JSON file, with `settings` applied.
+    """The recipe of that name, of `FILE.py:FUNCTION`, or of a JSON file, with `settings` applied.
 
     Raises:
         RecipeError: the file cannot be read or does not hold a recipe.
+        OwnCodeError: the user's file is missing or does not run.
         UnknownNameError: no such recipe; names the nearest.
     """
     if name.endswith(".json"):
-        recipe = _from_json(Path(name))
-    elif ".py:" in name:
-        recipe = _from_file(name)
-    else:
-        known = recipe_functions()
-        if name not in known:
-            raise UnknownNameError("recipe", name, tuple(sorted(known)))
-        recipe = known[name]()
+        return override(_from_json(Path(name)), settings)
+    function = load_object(name, kind="recipe", shipped=recipe_functions(), of=types.FunctionType)
+    recipe = function()
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(f"{name} returned {type(recipe).__name__}; it must return a Recipe")
     return override(recipe, settings)
 
 
@@ -201,46 +199,15 @@ def _from_json(path: Path) -> Recipe:
         raise RecipeError(f"recipe {path}: {first_problem(error)}") from None
 
 
-def _from_file(name: str) -> Recipe:
-    recipe = function_in_file(name, kind="recipe")()
-    if not isinstance(recipe, Recipe):
-        raise RecipeError(f"{name} returned {type(recipe).__name__}; it must return a Recipe")
-    return recipe
-
-
-def function_in_file(name: str, *, kind: str) -> Callable[..., Any]:
-    """The function of `file.py:function`; `kind` is what it makes, for the messages.
-
-    Raises:
-        RecipeError: there is no such file, or it does not run.
-        UnknownNameError: the file has no such function; names the nearest.
-    """
-    path, _, function = name.rpartition(":")
-    if not Path(path).is_file():
-        raise RecipeError(f"no {kind} file {path}; give FILE.py:FUNCTION, a JSON file or a name")
-    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file raises is theirs to see, in one line
-        raise RecipeError(f"{path} does not run: {type(error).__name__}: {error}") from error
-    known = functions_of(module)
-    if function not in known:
-        raise UnknownNameError(f"{kind} in {path}", function, tuple(sorted(known)))
-    return known[function]
-
-
-def recipe_functions() -> dict[str, Callable[[], Recipe]]:
+def recipe_functions() -> dict[str, types.FunctionType]:
     """All shipped recipes by name: the public functions of the modules of `mmtrain/recipes`."""
-    found: dict[str, Callable[[], Recipe]] = {}
+    found: dict[str, types.FunctionType] = {}
     for module in pkgutil.iter_modules(recipes.__path__):
         found |= functions_of(importlib.import_module(f"{recipes.__name__}.{module.name}"))
     return found
 
 
-def functions_of(module: types.ModuleType) -> dict[str, Callable[..., Any]]:
+def functions_of(module: types.ModuleType) -> dict[str, types.FunctionType]:
     """The public functions that a module itself defines, by name."""
     return {
         name: value

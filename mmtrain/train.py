@@ -123,8 +123,8 @@ def train_worker(job: Job, post: Post) -> None:
         gradients.finish(step)
         feed.end_step(num_targets)
         monitor.end_step()
-
-        stats = engine.step(learning_rates=rates.learning_rates, **rates.decays)
+        active_owners = {owner for task in tasks for owner in owners[task]}  # others keep still
+        stats = engine.step(active_owners, learning_rates=rates.learning_rates, **rates.decays)
         if not is_healthy(stats.gradient_norm):
             ids = gather_ids(micros, ranks)
             raise NonFiniteLossError(", ".join(tasks), step, ids, stats.gradient_norm)

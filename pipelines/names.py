@@ -71,8 +71,9 @@ def load_object(name: str, *, kind: str, shipped: Mapping[str, T], of: type[T]) 
         fitting = (key for key, value in values.items() if isinstance(value, of) and key[0] != "_")
         raise UnknownNameError(f"{kind} in {place}", attribute, tuple(sorted(fitting)))
     if not isinstance(values[attribute], of):
-        kind_found = type(values[attribute]).__name__
-        raise OwnCodeError(f"{kind} {name} is a {kind_found}; make it a {of.__qualname__}")
+        right = f"{of.__module__}.{of.__qualname__}".removeprefix("builtins.")
+        wrong = type(values[attribute]).__name__
+        raise OwnCodeError(f"{kind} {name} is a {wrong}; make it a {right}")
     return values[attribute]
 
 

@@ -61,12 +61,12 @@ class Task(BaseModel):
         default=None,
         description="Command token that starts decoding, e.g. 'to_english'; None: no decoder.",
     )
-    metrics: tuple[str, ...] = Field(
+    metrics: tuple[Name, ...] = Field(
         min_length=1,
-        description="Functions of mmtrain/evaluate/metrics.py; the first is the task's own.",
+        description="Of mmtrain/evaluate/metrics.py, or your own; the first is the task's own.",
     )
-    baseline: str = Field(
-        description="Function of mmtrain/evaluate/baselines.py: the trivial predictor to beat."
+    baseline: Name = Field(
+        description="Of mmtrain/evaluate/baselines.py, or your own: the trivial predictor to beat."
     )
     batch_size: int | None = Field(default=None, ge=1, description="Examples of a global batch.")
     batch_tokens: int | None = Field(
@@ -83,8 +83,8 @@ class Task(BaseModel):
         default=(),
         description="Length buckets for batch_tokens: upper bounds, in tokens of the longer side.",
     )
-    loss: str | None = Field(
-        default=None, description="Function of mmtrain/losses/; None: the one of the targets."
+    loss: Name | None = Field(
+        default=None, description="Of mmtrain/losses/, or your own; None: the one of the targets."
     )
     loss_weight: float = Field(default=1.0, gt=0, description="Multiplies the task's loss.")
     label_smoothing: float = Field(

@@ -19,12 +19,10 @@ def _first_line(value: Any) -> str:
     return (inspect.getdoc(value) or "").partition("\n")[0]
 
 
-def _modules(package: ModuleType, leave_out: tuple[str, ...] = ()) -> dict[str, str]:
+def _modules(package: ModuleType) -> dict[str, str]:
     names = (module.name for module in pkgutil.iter_modules(package.__path__))
     return {
-        name: _first_line(importlib.import_module(f"{package.__name__}.{name}"))
-        for name in names
-        if name not in leave_out
+        name: _first_line(importlib.import_module(f"{package.__name__}.{name}")) for name in names
     }
 
 
@@ -72,9 +70,9 @@ def augmentations() -> dict[str, str]:
 
 def models() -> dict[str, str]:
     """Model families."""
-    from mmtrain import models
+    from mmtrain.models.config import families, load_family
 
-    return _modules(models, leave_out=("model", "fitting"))
+    return {name: _first_line(load_family(name)) for name in families()}
 
 
 def sweeps() -> dict[str, str]:

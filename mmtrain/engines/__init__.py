@@ -7,7 +7,7 @@ whole: its weights and moments stay bit for bit what they were.
 """
 
 import importlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch import device as Device  # `torch` itself is the name of a module of this package
 
-from mmtrain.engines.optim import OptimizerConfig
+from mmtrain.engines.optim import OptimizerConfig, load_rule
 from pipelines.errors import MMTrainError
 
 
@@ -71,9 +71,9 @@ class ParameterState:
     """One full parameter and what its optimizer keeps, whatever the sharding: fp32, on the CPU.
 
     Experts come one at a time, by global id: name "body.encoder_moe.experts.w_in[3]".
-    `tensors` has "weight" and the optimizer's states ("exp_avg" and "exp_avg_sq", or
-    "momentum_buffer"); a frozen parameter and a buffer have "weight" alone. `step` counts the
-    optimizer steps that it took part in.
+    `tensors` has "weight" and the optimizer's states by name, as its `UpdateRule` says; a frozen
+    parameter and a buffer have "weight" alone. `step` counts the optimizer steps that it took part
+    in.
     """
 
     name: str
@@ -102,15 +102,22 @@ class Engine(Protocol):
 
     def step(
         self,
+        active_owners: Collection[str],
         *,
         learning_rates: Mapping[str, float],
         betas: tuple[float, float] | None = None,
         momentum: float | None = None,
     ) -> StepStats:
-        """One optimizer step over the owners named; the others took no part and keep still.
+        """One optimizer step over the active owners; the others took no part and keep still.
 
         All gradients since the last step count towards the norm and are dropped afterwards.
-        `betas` are Adam's at this step, `momentum` is SGD's; None: those of the config.
+
+        Args:
+            active_owners: those that the step's tasks train; ones that the model has not, or that
+                are frozen, count for nothing.
+            learning_rates: of each active owner.
+            betas: decay of the moments of a rule that has two, at this step; None: the config's.
+            momentum: of a rule that has one, likewise.
         """
         ...
 
@@ -204,6 +211,21 @@ def _check_experts(config: EngineConfig, *, world_size: int, num_experts: Sequen
             )
 
 
+def check_optimizer(config: EngineConfig, *, optimizer: OptimizerConfig) -> None:
+    """Refuses an optimizer that the engine cannot run.
+
+    Raises:
+        EngineError: ZeRO would hand it parts of parameters, which it cannot step.
+        UnknownNameError: there is no such optimizer.
+        OwnCodeError: the user's file of it is gone or fails.
+    """
+    if config.zero_stage and not load_rule(optimizer.name).elementwise:
+        raise EngineError(
+            f"optimizer.name={optimizer.name} steps whole parameters, engine.zero_stage="
+            f"{config.zero_stage} has flat parts of them; set engine.zero_stage=0"
+        )
+
+
 def divisors(number: int) -> list[int]:
     """All divisors, ascending."""
     return [size for size in range(1, number + 1) if number % size == 0]
@@ -219,7 +241,8 @@ def build_engine(
     """The engine that `config` names, with `model` moved to `device` and taken over.
 
     All ranks call this together with the same weights. The model needs `parameter_owner(name)`;
-    its expert parameters carry `is_expert` and their layer has `shard_experts(group)`.
+    its stacks of experts are marked, see layers/experts.py, and their layer has
+    `shard_experts(group)`.
 
     Args:
         config: which engine.
@@ -228,7 +251,8 @@ def build_engine(
         device: where to train; None: the CPU.
 
     Raises:
-        EngineError: `check_combination` refuses the config.
+        EngineError: `check_combination` or `check_optimizer` refuses the config.
     """
+    check_optimizer(config, optimizer=optimizer)
     module = importlib.import_module(f"{__name__}.{config.name}")
     return module.build(config, model=model, optimizer=optimizer, device=device or Device("cpu"))

@@ -8,8 +8,7 @@ DeepSpeed finds layers of experts by their class. Ours do not import it; an empt
 class stands beside the model and tells it that experts are there.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from math import inf
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,9 +16,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mmtrain.engines import EngineConfig, ParameterState, StepStats, check_combination
-from mmtrain.engines.clipping import CLIPPED, ClippedAdamW, ClippedSGD, measure_norm_once
+from mmtrain.engines.clipping import ClippedOptimizer
 from mmtrain.engines.open_outputs import open_outputs
-from mmtrain.engines.optim import OPTIMIZERS, OptimizerConfig, parameter_groups
+from mmtrain.engines.optim import OptimizerConfig, OwnerOptimizer, parameter_groups
 from mmtrain.engines.pieces import (
     Entry,
     Piece,
@@ -34,7 +33,9 @@ from mmtrain.engines.pieces import (
 )
 from mmtrain.engines.recompute import recompute_blocks
 from mmtrain.engines.wrapped import Wrapped
+from mmtrain.engines.zero import ZeroInternals
 from mmtrain.engines.zero_config import zero_config
+from mmtrain.layers.experts import is_expert
 from mmtrain.process.environment import set_for_good
 from mmtrain.process.logs import hush
 
@@ -44,12 +45,8 @@ def build(
 ) -> "DeepSpeedEngine":
     """See `mmtrain.engines.build_engine`. Opens a process group of one where none is open."""
     _start_process_group(device)
-    stacks = {
-        name: parameter.shape[0]
-        for name, parameter in model.named_parameters()
-        if getattr(parameter, "is_expert", False)
-    }
-    check_combination(config, world_size=dist.get_world_size(), num_experts=[*stacks.values()])
+    stacks = [parameter.shape[0] for parameter in model.parameters() if is_expert(parameter)]
+    check_combination(config, world_size=dist.get_world_size(), num_experts=stacks)
     return DeepSpeedEngine(config, model=model, optimizer=optimizer, device=device)
 
 
@@ -66,19 +63,28 @@ class DeepSpeedEngine:
     ) -> None:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.model, self.device = model.to(device), device
-        self._stage, self._offloads = config.zero_stage, config.offload_optimizer
         self._entries = entries(model)
         if config.activation_checkpointing:
             recompute_blocks(model)
         self._expert_group = shard_experts(model, ep_size=config.ep_size)
         self._parameters = dict(model.named_parameters())
         self._ep_size, self._low_precision = config.ep_size, config.precision == "bf16"
+        self._stage = config.zero_stage
         self._frozen = self._frozen_weights() if self._low_precision else {}
-        kinds = OPTIMIZERS if self._stage else CLIPPED
-        self._optimizer = kinds[optimizer.name](self._groups(optimizer), config=optimizer)
-        self._moments = self._optimizer.moments
+        kind = OwnerOptimizer if self._stage else ClippedOptimizer
+        self._optimizer = kind(self._groups(optimizer), config=optimizer)
         self._engine = self._initialize(config, optimizer=optimizer)
-        self._create_states()
+        self._zero: ZeroInternals | None = None
+        if self._stage:
+            self._zero = ZeroInternals(
+                self._engine.optimizer,
+                stage=self._stage,
+                optimizer=self._optimizer,
+                offloads=config.offload_optimizer,
+            )
+        self._optimizer.create_states(part for parts in self._stepped().values() for part in parts)
+        if self._zero:
+            self._zero.link_states()
 
     def _frozen_weights(self) -> dict[str, Tensor]:
         """Frozen fp32 weights, on the CPU of the ranks that hand them out: the model's become bf16,
@@ -129,31 +135,15 @@ class DeepSpeedEngine:
         )
         if self._stage == 3:
             open_outputs(wrapped)
-        if self._stage and not self._offloads:
-            measure_norm_once(engine.optimizer)
         return engine
-
-    def _create_states(self) -> None:
-        """Zero moments for all partitions now: DeepSpeed looks for them once, at the first step of
-        the first group, when the others have none.
-        """
-        self._optimizer.create_states(
-            tensor for tensors in self._stepped().values() for tensor in tensors
-        )
-        if self._stage in (1, 2):
-            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _stepped(self) -> dict[str, list[Tensor]]:
         """What the optimizer steps on this rank, by owner: parameters, or flat partitions."""
-        zero = self._engine.optimizer
+        if self._zero:
+            return self._zero.stepped()
         found: dict[str, list[Tensor]] = {}
-        if self._stage == 3:
-            for sub_group, tensor in enumerate(zero.fp32_partitioned_groups_flat):
-                group = self._optimizer.param_groups[zero.sub_group_to_group_id[sub_group]]
-                found.setdefault(group["owner"], []).append(tensor)
-        else:
-            for group in self._optimizer.param_groups:
-                found.setdefault(group["owner"], []).extend(group["params"])
+        for group in self._optimizer.param_groups:
+            found.setdefault(group["owner"], []).extend(group["params"])
         return found
 
     def forward(self, **inputs: Any) -> Any:
@@ -164,42 +154,31 @@ class DeepSpeedEngine:
 
     def step(
         self,
+        active_owners: Collection[str],
         *,
         learning_rates: Mapping[str, float],
         betas: tuple[float, float] | None = None,
         momentum: float | None = None,
     ) -> StepStats:
-        self._optimizer.take_part(learning_rates, betas, momentum)
+        self._optimizer.take_part(active_owners, learning_rates, betas, momentum)
         self._engine.step()
-        self._drop_stale_gradients()
-        return StepStats(self._gradient_norm(), self._optimizer.active_rates())
-
-    def _drop_stale_gradients(self) -> None:
-        """Zeroes the buffers that DeepSpeed keeps: one that the next backward does not reach would
-        count again.
-        """
-        zero = self._engine.optimizer
-        if self._stage == 3:
-            zero.grad_partitions_flat_buffer.zero_()
-        if self._offloads:
-            for tensors in self._stepped().values():
-                for tensor in tensors:
-                    if tensor.grad is not None:
-                        tensor.grad.zero_()
-
-    def _gradient_norm(self) -> float:
-        if isinstance(self._optimizer, ClippedAdamW | ClippedSGD):
-            return self._optimizer.gradient_norm
-        if self._engine.optimizer.overflow:  # a NaN or infinity: DeepSpeed dropped the step
-            return inf
-        return float(self._engine.optimizer._global_grad_norm)
+        if isinstance(self._optimizer, ClippedOptimizer):
+            norm = self._optimizer.gradient_norm
+        else:
+            assert self._zero is not None
+            self._zero.drop_stale_gradients()
+            norm = self._zero.gradient_norm()
+        return StepStats(norm, self._optimizer.active_rates())
 
     def parameter_states(self) -> Iterator[ParameterState]:
-        steps = self._steps()
+        steps = {
+            owner: int(self._optimizer.state[tensors[0]]["step"])
+            for owner, tensors in self._stepped().items()
+        }
         ranks = writers([entry.numel for entry in self._entries], world_size=self.world_size)
         for entry, writer in zip(self._entries, ranks, strict=True):
             trained = self._parameters[entry.parameter].requires_grad
-            keys = ("weight", *self._moments) if trained else ("weight",)
+            keys = ("weight", *self._optimizer.rule.states) if trained else ("weight",)
             piece = self._piece(entry, to_read=True)
             tensors = read_entry(entry, piece, keys=keys, writer=writer)
             if tensors is not None:
@@ -225,7 +204,8 @@ class DeepSpeedEngine:
             if self._parameters[parameter_of(state.name)].requires_grad:
                 for tensor in stepped[self._owner(entry)]:
                     self._optimizer.state[tensor]["step"].fill_(state.step)
-        self._update_working_weights()
+        if self._zero:
+            self._zero.update_working_weights()
 
     def model_state(self) -> dict[str, Tensor]:
         buffers = averaged_buffers(self.model)
@@ -246,86 +226,31 @@ class DeepSpeedEngine:
     def _owner(self, entry: Entry) -> str:
         return self.model.parameter_owner(entry.parameter)  # type: ignore[operator]
 
-    def _steps(self) -> dict[str, int]:
-        return {
-            owner: int(self._optimizer.state[tensors[0]]["step"])
-            for owner, tensors in self._stepped().items()
-        }
-
     def _piece(self, entry: Entry, *, to_read: bool) -> Piece | None:
         """This rank's piece of the entry's parameter.
 
         To read, the pieces of all ranks must be a partition: of copies, rank 0's alone counts.
         """
         parameter = self._parameters[entry.parameter]
+        start = self._start(parameter)
         if to_read and self._low_precision and not parameter.requires_grad:
-            return self._piece_of_frozen(entry.parameter, parameter)
-        if self._stage == 3:
-            return self._piece_of_weights_shard(parameter)
-        if self._stage and parameter.requires_grad:
-            return self._piece_of_states_shard(parameter)
+            kept = self._frozen.get(entry.parameter)  # the fp32 weights
+            return None if kept is None else Piece(start, {"weight": kept})
+        if self._zero and (self._stage == 3 or parameter.requires_grad):
+            return self._zero.piece(parameter, start=start)
         if to_read and not self._is_first_copy(parameter):
             return None
         tensors = {"weight": parameter.detach().view(-1)}
         if parameter.requires_grad:
-            tensors |= {
-                key: self._optimizer.state[parameter][key].view(-1) for key in self._moments
-            }
-        return Piece(self._start(parameter), tensors)
-
-    def _piece_of_frozen(self, name: str, parameter: nn.Parameter) -> Piece | None:
-        """Under bf16: the fp32 weights that were kept of a frozen parameter."""
-        if name not in self._frozen:
-            return None
-        return Piece(self._start(parameter), {"weight": self._frozen[name]})
+            kept = self._optimizer.state[parameter]
+            tensors |= {key: kept[key].view(-1) for key in self._optimizer.rule.states}
+        return Piece(start, tensors)
 
     def _start(self, parameter: nn.Parameter) -> int:
         """Where this rank's elements begin, of all experts' if they are sharded."""
         if self._expert_group is None or not is_expert(parameter):
             return 0
         return dist.get_rank(_expert_parallel_group(self._expert_group)) * parameter.numel()
-
-    def _piece_of_states_shard(self, parameter: nn.Parameter) -> Piece | None:
-        """ZeRO 1 and 2: what of the parameter lies in this rank's flat fp32 partition."""
-        mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]  # set by DeepSpeed
-        if mapping is None:
-            return None
-        start = mapping.lp_fragment_address.start + self._start(parameter)
-        tensors = {key: mapping.get_optim_state_fragment(key) for key in self._moments}
-        return Piece(start, {"weight": mapping.get_hp_fragment()} | tensors)
-
-    def _piece_of_weights_shard(self, parameter: nn.Parameter) -> Piece | None:
-        """ZeRO 3: equal parts for all ranks, the last of them padded."""
-        zero, held = self._engine.optimizer, parameter.ds_tensor  # type: ignore[attr-defined]
-        start = self.rank * held.ds_numel
-        size = min(held.ds_numel, parameter.ds_numel - start)  # type: ignore[attr-defined]
-        if size <= 0:
-            return None
-        if not parameter.requires_grad:
-            return Piece(start, {"weight": held.data.view(-1)[:size]})
-        views = {
-            key: zero._get_fp32_opt_state_partition(
-                parameter, release_swap_buffers=False, optim_state_key=state
-            )[0]
-            for key, state in (("weight", None), *((key, key) for key in self._moments))
-        }
-        return Piece(start, {key: view[:size] for key, view in views.items()})
-
-    def _update_working_weights(self) -> None:
-        """After the fp32 weights were written: the weights that forward uses follow."""
-        zero = self._engine.optimizer
-        if self._stage in (1, 2):
-            zero.update_lp_params()
-        elif self._stage == 3:
-            zero._partition_all_parameters()
-            for sub_group in range(len(zero.fp32_partitioned_groups_flat)):
-                zero._reassign_or_swap_out_partitioned_parameters(sub_group)
-            zero._post_step(set())
-
-
-def is_expert(parameter: Tensor) -> bool:
-    """Whether a parameter is a stack of experts (E, ...)."""
-    return getattr(parameter, "is_expert", False)
 
 
 def shard_experts(model: nn.Module, *, ep_size: int) -> str | None:
@@ -343,14 +268,10 @@ def shard_experts(model: nn.Module, *, ep_size: int) -> str | None:
             module.shard_experts(_expert_parallel_group(name))  # type: ignore[operator]
             for key in frozen:  # the shards are new parameters
                 module.get_parameter(key).requires_grad_(False)
-    for parameter in _experts(model.parameters()):
-        parameter.allreduce = False  # type: ignore[attr-defined]  # DeepSpeed's marks
-        parameter.group_name = name  # type: ignore[attr-defined]
+    for parameter in model.parameters():
+        if is_expert(parameter):
+            vars(parameter).update(allreduce=False, group_name=name)  # DeepSpeed's marks
     return name
-
-
-def _experts(parameters: Iterable[nn.Parameter]) -> Iterator[nn.Parameter]:
-    return (parameter for parameter in parameters if is_expert(parameter))
 
 
 def _expert_parallel_group(name: str) -> Any:

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from mmtrain.engines import EngineError, ParameterState
+from mmtrain.layers.experts import is_expert
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +58,7 @@ def entries(model: nn.Module) -> list[Entry]:
     found = []
     for name, parameter in model.named_parameters():
         shape = tuple(parameter.shape)
-        if getattr(parameter, "is_expert", False):
+        if is_expert(parameter):
             size = prod(shape[1:])
             found += [
                 Entry(f"{name}[{expert}]", name, shape[1:], expert * size)

@@ -4,7 +4,7 @@ With bf16 the model's parameters are bf16 and the optimizer steps fp32 masters, 
 back after each step, as DeepSpeed does it; operations run under autocast.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from math import isfinite
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mmtrain.engines import EngineConfig, ParameterState, StepStats, check_combination
 from mmtrain.engines.clipping import clip_gradients
-from mmtrain.engines.optim import OPTIMIZERS, OptimizerConfig, parameter_groups
+from mmtrain.engines.optim import OptimizerConfig, OwnerOptimizer, parameter_groups
 from mmtrain.engines.pieces import (
     Piece,
     entries,
@@ -62,7 +62,7 @@ class TorchEngine:
             owner_of=model.parameter_owner,  # type: ignore[operator]  # Module.__getattr__
             weight_decay=optimizer.weight_decay,
         )
-        self._optimizer = OPTIMIZERS[optimizer.name](groups, config=optimizer)
+        self._optimizer = OwnerOptimizer(groups, config=optimizer)
         self._optimizer.create_states(self._masters.values())
 
     def _master(self, parameter: nn.Parameter) -> nn.Parameter:
@@ -89,12 +89,13 @@ class TorchEngine:
 
     def step(
         self,
+        active_owners: Collection[str],
         *,
         learning_rates: Mapping[str, float],
         betas: tuple[float, float] | None = None,
         momentum: float | None = None,
     ) -> StepStats:
-        self._optimizer.take_part(learning_rates, betas, momentum)
+        self._optimizer.take_part(active_owners, learning_rates, betas, momentum)
         norm = clip_gradients(self._optimizer, max_norm=self._clip_norm)
         if isfinite(norm):
             self._optimizer.step()
@@ -150,7 +151,7 @@ class TorchEngine:
         tensors = {"weight": weight.detach().view(-1)}
         if name in self._masters:
             state = self._optimizer.state[weight]
-            tensors |= {key: state[key].view(-1) for key in self._optimizer.moments}
+            tensors |= {key: state[key].view(-1) for key in self._optimizer.rule.states}
         return Piece(0, tensors)
 
     def _steps(self, name: str) -> int:

@@ -4,17 +4,20 @@ A baseline learns from the training split alone. Of text, it answers from the in
 on a function from the input's text to answers, best first; what is measured with true tokens given
 (token accuracy, log-perplexity) has its own trivial predictor, the bigram model. Of targets with a
 fixed number of scores, it hands on the scores that it gives every example, as a model's head would.
+One of a user's own file is made likewise, a `Baseline`, and named `my_baselines.py:my_baseline`.
 """
 
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from types import FunctionType
+from functools import partial
+from typing import Any
 
 import numpy as np
 
-from mmtrain.models.model import TaskSpec
+from mmtrain.losses import scores_of
+from mmtrain.models.config import TaskSpec
 from pipelines.errors import MMTrainError
 from pipelines.modalities import Feature
 from pipelines.modalities.tree import Tree, linearise, read_linearised
@@ -37,17 +40,35 @@ class Pair:
     target: str
 
 
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """A trivial predictor.
+
+    Args:
+        fit: what it learns from the training split. Of targets that are text: from pairs to an
+            `Answer`. Of others: from their arrays, and the task by name `spec`, to the scores that
+            it gives every example, shaped as a head's for one example.
+        of: modalities of targets with a fixed number of scores that it takes; none: texts.
+    """
+
+    fit: Callable[..., Any]
+    of: tuple[str, ...] = ()
+
+
+@Baseline
 def most_frequent_target(train: Sequence[Pair]) -> Answer:
     """Always the most frequent training target; the first in the alphabet of equals."""
     best = _by_frequency(pair.target for pair in train)[:1]
     return lambda _: best
 
 
+@Baseline
 def copy_source(train: Sequence[Pair]) -> Answer:
     """The input itself: names are often the same in two languages."""
     return lambda source: (source,)
 
 
+@Baseline
 def right_branching_tree(train: Sequence[Pair]) -> Answer:
     """Every word opens a phrase that holds the rest: (S DT (X NN (X VBD ) ) ).
 
@@ -74,6 +95,7 @@ def right_branching_tree(train: Sequence[Pair]) -> Answer:
     return answer
 
 
+@partial(Baseline, of=("label", "labels"))
 def majority_class(targets: Iterable[np.ndarray], *, spec: TaskSpec) -> np.ndarray:
     """Always the training frequency of each class, of each part where there are several: (V,).
 
@@ -89,17 +111,20 @@ def majority_class(targets: Iterable[np.ndarray], *, spec: TaskSpec) -> np.ndarr
     return _scores(np.concatenate(shares), spec=spec)
 
 
+@partial(Baseline, of=("multilabel",))
 def label_frequency(targets: Iterable[np.ndarray], *, spec: TaskSpec) -> np.ndarray:
     """Always the share of training examples that have each class, (c + 1) / (N + 2): (V,)."""
     rows_NV = np.stack(list(targets))
     return _scores((rows_NV.sum(axis=0) + 1) / (len(rows_NV) + 2), spec=spec)
 
 
+@partial(Baseline, of=("numbers",))
 def mean_value(targets: Iterable[np.ndarray], *, spec: TaskSpec) -> np.ndarray:
     """Always the mean of each value over the training examples: (K,)."""
     return np.stack(list(targets)).mean(axis=0, dtype=np.float64)
 
 
+@partial(Baseline, of=("mask",))
 def majority_element(targets: Iterable[np.ndarray], *, spec: TaskSpec) -> np.ndarray:
     """Always the training frequency of each class at each pixel, (c + 1) / (N + V): (Y, X, V)."""
     counts_YXV, num_examples = np.zeros(1, dtype=np.int64), 0
@@ -112,22 +137,27 @@ def majority_element(targets: Iterable[np.ndarray], *, spec: TaskSpec) -> np.nda
 
 def _scores(shares: np.ndarray, *, spec: TaskSpec) -> np.ndarray:
     """What a head would give for these probabilities under the task's loss."""
-    if spec.loss == "sigmoid_cross_entropy":
+    if scores_of(spec) == "sigmoid":
         return np.log(shares) - np.log1p(-shares)
     return np.log(shares)
 
 
-TEXT_BASELINES = {
-    function.__name__: function
-    for function in (most_frequent_target, copy_source, right_branching_tree)
-}
-SCORE_BASELINES = {
-    function.__name__: function
-    for function in (majority_class, label_frequency, mean_value, majority_element)
+SHIPPED = {
+    value.fit.__name__: value for value in list(globals().values()) if isinstance(value, Baseline)
 }
 
 
-def check_baseline(name: str, *, targets: Feature, task: str) -> None:
+def load_baseline(name: str) -> Baseline:
+    """The baseline of a name, or of `FILE.py:NAME`.
+
+    Raises:
+        UnknownNameError: there is none; tells the nearest.
+        OwnCodeError: the user's file is gone or fails, or it is no `Baseline`.
+    """
+    return load_object(name, kind="baseline", shipped=SHIPPED, of=Baseline)
+
+
+def check_baseline(name: str, *, feature: Feature, task: str) -> None:
     """Refuses a baseline that does not take a task's targets.
 
     Raises:
@@ -135,33 +165,18 @@ def check_baseline(name: str, *, targets: Feature, task: str) -> None:
         BaselineError: it does not take them; names those that do.
         OwnCodeError: the user's file is gone, does not run, or names something else.
     """
-    shipped = {**TEXT_BASELINES, **SCORE_BASELINES}
-    load_object(name, kind="baseline", shipped=shipped, of=FunctionType)
-    fitting = targets.baselines or tuple(TEXT_BASELINES)
-    if name in shipped and name not in fitting:
+
+    def takes(key: str, baseline: Baseline) -> bool:
+        if key in feature.baselines:
+            return True
+        return feature.modality in baseline.of if baseline.of else feature.num_outputs is None
+
+    if not takes(name, load_baseline(name)):
+        fitting = [key for key, baseline in SHIPPED.items() if takes(key, baseline)]
         raise BaselineError(
-            f"task {task}: baseline {name!r} does not take {targets.modality} targets; set "
-            f"baseline to {' or '.join(map(repr, fitting))}"
+            f"task {task}: baseline {name!r} does not take {feature.modality} targets; set "
+            f"baseline to {' or '.join(map(repr, fitting)) or 'one of your own'}"
         )
-
-
-def load_baseline(name: str) -> Callable[[Sequence[Pair]], Answer]:
-    """The baseline of texts of a name; a user's own takes what `copy_source` takes.
-
-    Raises:
-        UnknownNameError: there is none.
-    """
-    return load_object(name, kind="baseline of texts", shipped=TEXT_BASELINES, of=FunctionType)
-
-
-def fit_scores(name: str, targets: Iterable[np.ndarray], *, spec: TaskSpec) -> np.ndarray:
-    """The scores that a baseline gives every example, shaped as a head's for one example.
-
-    Raises:
-        UnknownNameError: there is no such baseline of scores.
-    """
-    fit = load_object(name, kind="baseline of scores", shipped=SCORE_BASELINES, of=FunctionType)
-    return fit(targets, spec=spec)
 
 
 def _by_frequency(values: Iterable[str]) -> tuple[str, ...]:

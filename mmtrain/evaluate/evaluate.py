@@ -199,7 +199,7 @@ def as_trained(predictor: Predictor, manifest: Manifest) -> Manifest:
 def _score(name: str, facts: Facts, *, trivial: Facts) -> Score:
     metric = load_metric(name)
     return Score(
-        metric=name,
+        metric=metric.name,
         label=metric.label,
         unit=metric.unit,
         higher_is_better=metric.higher_is_better,

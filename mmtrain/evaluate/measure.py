@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmtrain import losses
 from mmtrain.bundle import BundleTask
-from mmtrain.evaluate.baselines import BigramModel, Pair, fit_scores, load_baseline
+from mmtrain.evaluate.baselines import BigramModel, Pair, load_baseline
 from mmtrain.evaluate.metrics import Facts
+from mmtrain.losses import TargetSums, load_loss
 from mmtrain.predict.answers import Prediction, load_kind
 from mmtrain.predict.predictor import Predictor
 from pipelines import modalities
@@ -49,38 +49,40 @@ class EvaluationConfig:
 
 
 class ScoreTally:
-    """Adds up what is said of examples whose target has a fixed number of scores."""
+    """Adds up a model's answers to examples whose target has a fixed number of scores."""
 
     def __init__(self, task: BundleTask) -> None:
         self._task, self._kind = task, load_kind(task.targets)
+        loss = load_loss(task.spec.loss)
+        self._likelihood = (loss.likelihood or loss) if loss.scores != "values" else None
         self._scores: list[np.ndarray] = []
         self._targets: list[np.ndarray] = []
-        self._said: list[Prediction] = []
+        self._answers: list[Prediction] = []
         self._sums = np.zeros(3)
 
     def add(self, logits: Tensor, targets: Tensor) -> list[Prediction]:
         """One batch: its answers."""
         spec, feature = self._task.spec, self._task.targets
-        sums = losses.target_sums(spec.loss, logits, targets, groups=spec.output_groups)
-        self._sums += [float(sums.loss), float(sums.correct), int(sums.count)]
+        if self._likelihood:
+            sums = self._likelihood.measure(logits, targets, groups=spec.output_groups)
+            self._sums += [float(sums.loss), float(sums.correct), int(sums.count)]
         self._scores.append(self._kind.measured(logits, spec))
         self._targets.append(targets.cpu().numpy())
-        said = self._kind.answers(logits, spec, feature)
-        self._said += said
-        return said
+        answers = self._kind.answers(logits, spec, feature)
+        self._answers += answers
+        return answers
 
     def facts(self) -> Facts:
         """All batches; examples in the order in which they were added."""
         scores, targets = np.concatenate(self._scores), np.concatenate(self._targets)
         nll, num_correct, num_targets = self._sums
-        has_probabilities = self._task.spec.loss != "squared_error"
         return Facts(
             references=tuple(self._kind.text(row, self._task.targets) for row in targets),
-            predictions=tuple(answer.text for answer in self._said),
-            ranked=tuple(tuple(answer.scores) for answer in self._said),
-            nll=nll if has_probabilities else 0.0,
-            num_correct=num_correct if has_probabilities else 0.0,
-            num_targets=int(num_targets) if has_probabilities else 0,
+            predictions=tuple(answer.text for answer in self._answers),
+            ranked=tuple(tuple(answer.scores) for answer in self._answers),
+            nll=nll,
+            num_correct=num_correct,
+            num_targets=int(num_targets),
             scores=scores,
             targets=targets,
         )
@@ -105,8 +107,9 @@ def measure(
         alike[start : start + config.batch_size]
         for start in range(0, len(alike), config.batch_size)
     ]
-    said = _scored if predictor.task(task.name).spec.num_outputs is not None else _decoded
-    answers, facts = said(predictor, task.name, batches, config=config, on_batch=on_batch)
+    has_scores = predictor.task(task.name).spec.num_outputs is not None
+    answer = _scored if has_scores else _decoded
+    answers, facts = answer(predictor, task.name, batches, config=config, on_batch=on_batch)
     places = np.argsort(order).tolist()
     return [answers[place] for place in places], facts
 
@@ -165,9 +168,7 @@ def _tell(
         on_batch(task, done, sum(map(len, batches)))
 
 
-def teacher_forced(
-    predictor: Predictor, *, task: str, examples: Sequence[Example]
-) -> losses.TargetSums:
+def teacher_forced(predictor: Predictor, *, task: str, examples: Sequence[Example]) -> TargetSums:
     """Sums over the targets of a batch; of texts, each token given the true ones before it."""
     spec = predictor.task(task)
     inputs, input_lengths = predictor.to_batch(spec.inputs, [e.inputs for e in examples])
@@ -180,13 +181,13 @@ def teacher_forced(
             targets=targets,
             target_lengths=target_lengths,
         )
-        return losses.target_sums(
-            spec.spec.loss, outputs.logits, targets, groups=spec.spec.output_groups
-        )
+    loss = load_loss(spec.spec.loss)
+    loss = loss.likelihood or loss
+    return loss.measure(outputs.logits, targets, groups=spec.spec.output_groups)
 
 
 def fit_trivial(predictor: Predictor, task: Task, *, examples: Iterable[Example]) -> Trivial:
-    """Fits a task's trivial predictor on training examples: what it says of others."""
+    """Fits a task's trivial predictor on training examples: the facts of others."""
     if predictor.task(task.name).spec.num_outputs is not None:
         return _fit_scores(predictor, task, examples=examples)
     return _fit_text(predictor, task, examples=list(examples))
@@ -195,10 +196,10 @@ def fit_trivial(predictor: Predictor, task: Task, *, examples: Iterable[Example]
 def _fit_scores(predictor: Predictor, task: Task, *, examples: Iterable[Example]) -> Trivial:
     """The same scores for every example; they go the way of a model's."""
     known = predictor.task(task.name)
-    fitted = fit_scores(task.baseline, (e.targets for e in examples), spec=known.spec)
-    logits = torch.from_numpy(fitted).float()
+    fit = load_baseline(task.baseline).fit
+    logits = torch.from_numpy(fit((e.targets for e in examples), spec=known.spec)).float()
 
-    def say(examples: Sequence[Example]) -> Facts:
+    def facts_of(examples: Sequence[Example]) -> Facts:
         tally = ScoreTally(known)
         for start in range(0, len(examples), _CHUNK):
             arrays = [example.targets for example in examples[start : start + _CHUNK]]
@@ -206,7 +207,7 @@ def _fit_scores(predictor: Predictor, task: Task, *, examples: Iterable[Example]
             tally.add(logits.expand(len(arrays), *logits.shape), targets.cpu())
         return tally.facts()
 
-    return say
+    return facts_of
 
 
 def _fit_text(predictor: Predictor, task: Task, *, examples: Sequence[Example]) -> Trivial:
@@ -219,13 +220,13 @@ def _fit_text(predictor: Predictor, task: Task, *, examples: Sequence[Example]) 
         for example in examples
     ]
     vocabulary = predictor.vocabulary
-    answer = load_baseline(task.baseline)(pairs)
+    answer = load_baseline(task.baseline).fit(pairs)
     bigrams = BigramModel(
         (example.targets.tolist() for example in examples),
         vocab_size=vocabulary.size if vocabulary else 1,
     )
 
-    def say(examples: Sequence[Example]) -> Facts:
+    def facts_of(examples: Sequence[Example]) -> Facts:
         inputs = (_text(task.inputs, example.inputs, predictor=predictor) for example in examples)
         tokens = bigrams.score(example.targets.tolist() for example in examples)
         return Facts(
@@ -236,7 +237,7 @@ def _fit_text(predictor: Predictor, task: Task, *, examples: Sequence[Example]) 
             num_targets=tokens.num_targets,
         )
 
-    return say
+    return facts_of
 
 
 def read_examples(manifest: Manifest, *, limit: int | None) -> Iterator[Example]:

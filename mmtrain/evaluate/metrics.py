@@ -1,14 +1,15 @@
 """Metrics: how good predictions are. Each is one function of `Facts`, named as in `Task.metrics`.
 
-A metric also says what its number means (`Metric`: unit, direction, best), so that tables, reports
-and baselines ask the metric and hold no list of their own. Shares are in percent; `log_perplexity`
-is in nats a token, positive, lower being better (the sources print its negative).
+A metric also says what its number means (`Metric`: unit, direction), so that tables, reports and
+baselines ask the metric and hold no list of their own. One of a user's own file is made likewise,
+by `@metric(...)`, and named `my_metrics.py:my_metric`; its results go by the function's name.
+Shares are in percent; `log_perplexity` is in nats a token, positive, lower being better (the
+sources print its negative).
 
 Some metrics read texts, as a person would; others read the arrays of targets with a fixed number of
 scores. `check_metrics` refuses a metric that a task's targets have nothing for.
 """
 
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -18,10 +19,11 @@ import numpy as np
 import sacrebleu
 
 from mmtrain.predict.answers import PRESENT
-from pipelines.errors import MMTrainError, UnknownNameError
+from pipelines.errors import MMTrainError
 from pipelines.modalities import Feature
 from pipelines.modalities.numbers import BOX
 from pipelines.modalities.tree import Tree, labelled_spans, linearise, read_linearised
+from pipelines.names import load_object
 
 Unit = Literal["%", "nats", ""]
 
@@ -61,7 +63,15 @@ class Facts:
 class Metric:
     """A metric's function with what its number means; called like the function.
 
-    `of` are the modalities of targets that it can be taken of, none named: any but `not_of`.
+    Args:
+        name: of its results.
+        label: as a person calls it.
+        unit: of its number.
+        higher_is_better: whether a larger number is.
+        compute: the function.
+        of: modalities of targets that it can be taken of; none named: any but `not_of`.
+        not_of: modalities that it cannot be taken of.
+        value_names: names that the values of numbers must have; none named: any.
     """
 
     name: str
@@ -71,6 +81,7 @@ class Metric:
     compute: Callable[[Facts], float]
     of: tuple[str, ...] = ()
     not_of: tuple[str, ...] = ()
+    value_names: tuple[str, ...] = ()
 
     def __call__(self, facts: Facts) -> float:
         if not facts.references:
@@ -79,38 +90,22 @@ class Metric:
 
 
 def metric(
-    label: str,
-    *,
-    unit: Unit = "%",
-    higher_is_better: bool = True,
-    of: tuple[str, ...] = (),
-    not_of: tuple[str, ...] = (),
+    label: str, *, unit: Unit = "%", higher_is_better: bool = True, **fits: tuple[str, ...]
 ) -> Callable[[Callable[[Facts], float]], Metric]:
-    """Makes a function of `Facts` a `Metric` of the function's name."""
-
-    def named(function: Callable[[Facts], float]) -> Metric:
-        name = function.__name__
-        return Metric(name, label, unit, higher_is_better, function, of, not_of)
-
-    return named
+    """Makes a function of `Facts` a `Metric` of the function's name; see there for the fields."""
+    return lambda function: Metric(
+        function.__name__, label, unit, higher_is_better, function, **fits
+    )
 
 
 def load_metric(name: str) -> Metric:
-    """The metric of a name.
+    """The metric of a name, or of `FILE.py:NAME`.
 
     Raises:
-        UnknownNameError: there is none.
+        UnknownNameError: there is none; tells the nearest.
+        OwnCodeError: the user's file is gone or fails, or it is no `Metric`.
     """
-    found = getattr(sys.modules[__name__], name, None)
-    if not isinstance(found, Metric):
-        raise UnknownNameError("metric", name, metric_names())
-    return found
-
-
-def metric_names() -> tuple[str, ...]:
-    """Names of all metrics."""
-    here = vars(sys.modules[__name__]).values()
-    return tuple(sorted(value.name for value in here if isinstance(value, Metric)))
+    return load_object(name, kind="metric", shipped=SHIPPED, of=Metric)
 
 
 def check_metrics(names: Iterable[str], feature: Feature, *, task: str) -> None:
@@ -118,7 +113,7 @@ def check_metrics(names: Iterable[str], feature: Feature, *, task: str) -> None:
 
     Raises:
         UnknownNameError: there is no such metric.
-        MetricError: it cannot be taken of these targets.
+        MetricError: it cannot be taken of these targets, or has the name of another.
     """
     for name in names:
         metric = load_metric(name)
@@ -127,8 +122,13 @@ def check_metrics(names: Iterable[str], feature: Feature, *, task: str) -> None:
             raise MetricError(
                 f"task {task}: metric {name!r} is not of {feature.modality} targets; {takes}"
             )
-        if metric is box_iou and getattr(feature, "names", ()) != BOX:
-            raise MetricError(f"task {task}: metric 'box_iou' wants values named {', '.join(BOX)}")
+        if metric.value_names and getattr(feature, "names", ()) != metric.value_names:
+            wanted = ", ".join(metric.value_names)
+            raise MetricError(f"task {task}: metric {name!r} wants values named {wanted}")
+        if metric.name in SHIPPED and SHIPPED[metric.name] is not metric:
+            raise MetricError(
+                f"task {task}: metric {name!r} has the name of a shipped one; rename the function"
+            )
 
 
 @metric("WER", higher_is_better=False)
@@ -229,9 +229,9 @@ def mean_average_precision(facts: Facts) -> float:
 def f1(facts: Facts) -> float:
     """2 TP / (2 TP + FP + FN) over all classes and examples; a class is there from 50 % on."""
     scores_NV, present_NV = _present(facts)
-    said_NV = scores_NV >= PRESENT
-    num_said_and_true = int(said_NV.sum()) + int(present_NV.sum())
-    return 200.0 * int((said_NV & present_NV).sum()) / max(1, num_said_and_true)
+    predicted_NV = scores_NV >= PRESENT
+    num_predicted_and_true = int(predicted_NV.sum()) + int(present_NV.sum())
+    return 200.0 * int((predicted_NV & present_NV).sum()) / max(1, num_predicted_and_true)
 
 
 @metric("precision at 1", of=("label", "multilabel"))
@@ -256,17 +256,17 @@ def mean_squared_error(facts: Facts) -> float:
     return float(np.square(values_NK.astype(np.float64) - true_NK).mean())
 
 
-@metric("box IoU", of=("numbers",))
+@metric("box IoU", of=("numbers",), value_names=BOX)
 def box_iou(facts: Facts) -> float:
     """Area that predicted and true box share over the area of both together, mean over examples.
 
     Boxes are left, top, right, bottom. One whose edges are the wrong way round has no area.
     """
-    said_N4, true_N4 = (array.astype(np.float64) for array in _arrays(facts))
-    first_N2 = np.maximum(said_N4[:, :2], true_N4[:, :2])
-    last_N2 = np.minimum(said_N4[:, 2:], true_N4[:, 2:])
+    predicted_N4, true_N4 = (array.astype(np.float64) for array in _arrays(facts))
+    first_N2 = np.maximum(predicted_N4[:, :2], true_N4[:, :2])
+    last_N2 = np.minimum(predicted_N4[:, 2:], true_N4[:, 2:])
     shared_N = _areas(np.concatenate([first_N2, last_N2], axis=1))
-    union_N = _areas(said_N4) + _areas(true_N4) - shared_N
+    union_N = _areas(predicted_N4) + _areas(true_N4) - shared_N
     return 100.0 * float((shared_N / np.maximum(union_N, 1e-12)).mean())
 
 
@@ -279,9 +279,9 @@ def mean_iou(facts: Facts) -> float:
     ids_NYX, true_NYX = _arrays(facts)
     num_classes = int(max(ids_NYX.max(), true_NYX.max())) + 1
     hit_V = np.bincount(true_NYX[ids_NYX == true_NYX], minlength=num_classes)
-    said_V = np.bincount(ids_NYX.ravel(), minlength=num_classes)
+    predicted_V = np.bincount(ids_NYX.ravel(), minlength=num_classes)
     true_V = np.bincount(true_NYX.ravel(), minlength=num_classes)
-    union_V = said_V + true_V - hit_V
+    union_V = predicted_V + true_V - hit_V
     return 100.0 * float((hit_V[union_V > 0] / union_V[union_V > 0]).mean())
 
 
@@ -290,6 +290,9 @@ def element_accuracy(facts: Facts) -> float:
     """Pixels whose most likely class is the true one."""
     ids_NYX, true_NYX = _arrays(facts)
     return 100.0 * float((ids_NYX == true_NYX).mean())
+
+
+SHIPPED = {value.name: value for value in list(globals().values()) if isinstance(value, Metric)}
 
 
 def _arrays(facts: Facts) -> tuple[np.ndarray, np.ndarray]:

@@ -1,8 +1,8 @@
 """Samples: examples with what was predicted for them, in a form that a page can show.
 
 Pictures, videos (as animated pictures) and sounds become `data:` URIs, so that a page needs no
-other file. What the model hears
-may be log-mel, which nobody can play: the recording is then looked up in the raw corpus.
+other file. What the model hears may be log-mel, which nobody can play: the recording is then looked
+up in the raw corpus.
 """
 
 import base64
@@ -56,8 +56,8 @@ def sample(
     drawn: dict[str, str] = {}
     if is_drawn(task.inputs, task.targets):
         true = draw_target(example.inputs, targets=task.targets, array=example.targets)
-        said = draw_prediction(example.inputs, targets=task.targets, answer=answer)
-        drawn = {"reference_picture": as_text(true)[0], "prediction_picture": as_text(said)[0]}
+        predicted = draw_prediction(example.inputs, targets=task.targets, answer=answer)
+        drawn = {"reference_picture": as_text(true)[0], "prediction_picture": as_text(predicted)[0]}
     return Sample(
         example_id=row,
         input=value,

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import mmtrain
 import pipelines
 from pipelines.errors import MMTrainError, UnknownNameError
+from pipelines.names import own_files
 
 PACKAGES = (Path(mmtrain.__file__).parent, Path(pipelines.__file__).parent)
 MAX_BYTES = 32_000_000  # of code and files sent with a job; our packages have 2 MB
@@ -126,7 +127,10 @@ def read_submission(
     if not Path(root).is_absolute():
         raise JobError(f"--root {root}: give the folder's whole path on the cluster")
     command, params = _parse(arguments, commands)
-    files, name, swept = _local_files(params), _run_of(params), params.get("sweep")
+    recipe = _recipe_of(params)
+    name = recipe.name if recipe else _name_of(params)
+    files = _local_files(params) | (_named_files(recipe) if recipe else {})
+    swept = params.get("sweep")
     out = params.get("out") or Path("runs") / (f"{name}_{swept}" if swept else name)
     run = _run_name(command, name, out=Path(root) / (out if "out" in params else params["data"]))
     return Submission(run, tuple(arguments), files, root, resumes="resume" in params)
@@ -142,6 +146,7 @@ def stage_code(folder: Path, submission: Submission) -> Path:
     for package in PACKAGES:
         shutil.copytree(package, folder / package.name, ignore=ignored)
     for name, path in submission.files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, folder / name)
     sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     if sum(sizes.values()) > MAX_BYTES:
@@ -179,12 +184,25 @@ def _runs_on_a_cluster(command: Any) -> bool:
     return "address" in names and bool(names & {"recipe", "out"})
 
 
-def _run_of(params: Mapping[str, Any]) -> str:
+def _recipe_of(params: Mapping[str, Any]) -> Any:
     from mmtrain.recipe import load_recipe
 
     recipe = params.get("recipe")
-    if recipe:
-        return load_recipe(recipe, params.get("settings") or ()).only(params.get("task")).name
+    return recipe and load_recipe(recipe, params.get("settings") or ()).only(params.get("task"))
+
+
+def _named_files(recipe: Any) -> dict[str, Path]:
+    """The user's files that a recipe names, as of a loss, by their names in the job's directory.
+
+    Python looks there for what is not in the job's working directory; see `names.py`. A file that
+    lies elsewhere than below the directory here is not sent: the cluster must have it.
+    """
+    files = own_files(recipe.model_dump(mode="json"))
+    here = Path.cwd()
+    return {str(path.relative_to(here)): path for path in files if path.is_relative_to(here)}
+
+
+def _name_of(params: Mapping[str, Any]) -> str:
     if params.get("out"):
         return Path(params["out"]).name
     raise JobError("without a recipe a job has no name; give the folder that it writes")

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -28,22 +27,6 @@ class AttentionSource:
     values_BMD: Tensor
     bias: Tensor
     growth: Literal["fixed", "with_target"]
-
-
-def padding_bias(mask_BM: Tensor, *, dtype: torch.dtype) -> Tensor:
-    """(B, 1, 1, M): 0 where a position is real, the dtype's lowest number where it is padding.
-
-    Finite, so that a row with nothing real attends evenly and gives no NaN.
-    """
-    bias_BM = torch.zeros(mask_BM.shape, dtype=dtype, device=mask_BM.device)
-    return bias_BM.masked_fill_(~mask_BM, torch.finfo(dtype).min)[:, None, None, :]
-
-
-def causal_bias(length: int, *, past: int, like: Tensor) -> Tensor:
-    """(length, past + length): 0 up to the position itself, the lowest number after it."""
-    lowest = torch.finfo(like.dtype).min
-    bias_LM = torch.full((length, past + length), lowest, dtype=like.dtype, device=like.device)
-    return bias_LM.triu_(past + 1)
 
 
 def dot_product(

@@ -5,12 +5,47 @@ parameter of shape (E, ...) for each expert would make autograd build E gradient
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmtrain.layers.units import Slice, UnitGate, UnitGroup
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertShare:
+    """Which experts a stack of them, a parameter (E, ...), holds.
+
+    Args:
+        num_experts: of the layer, over all ranks.
+        first: global id of the stack's row 0; the others follow.
+    """
+
+    num_experts: int
+    first: int
+
+
+def mark_experts(parameter: nn.Parameter, share: ExpertShare) -> None:
+    """Writes on a parameter that its axis 0 runs over experts, and over which."""
+    vars(parameter)["expert_share"] = share
+
+
+def expert_share(parameter: Tensor) -> ExpertShare | None:
+    """Which experts a parameter holds; None: it is no stack of experts."""
+    return getattr(parameter, "expert_share", None)
+
+
+def is_expert(parameter: Tensor) -> bool:
+    """Whether a parameter is a stack of experts (E, ...)."""
+    return expert_share(parameter) is not None
+
+
+def copy_share(parameter: Tensor, *, to: nn.Parameter) -> None:
+    """Marks a parameter that takes another's place as that one is marked, if it is."""
+    if share := expert_share(parameter):
+        mark_experts(to, share)
 
 
 class _ExpertRows(torch.autograd.Function):
@@ -62,9 +97,8 @@ def _slices(counts: Sequence[int]) -> list[tuple[int, slice]]:
 class Experts(nn.Module):
     """`num_experts` nets W_out relu(W_in x), without biases, some or all of them on this rank.
 
-    Their parameters carry `is_expert`, `num_experts` (of all ranks) and `first_expert` (the global
-    id of row 0), which is all that an engine or a checkpoint must know of them. Hidden unit f of
-    all experts is one prunable unit, so that experts stay alike in size.
+    Their parameters have an `ExpertShare`, which is all that an engine or a checkpoint must know of
+    them. Hidden unit f of all experts is one prunable unit, so that experts stay alike in size.
     """
 
     def __init__(self, dim: int, hidden_dim: int, *, num_experts: int) -> None:
@@ -73,8 +107,8 @@ class Experts(nn.Module):
         self.w_out = nn.Parameter(torch.empty(num_experts, hidden_dim, dim))
         for weight in (*self.w_in.data, *self.w_out.data):
             nn.init.orthogonal_(weight)
-        mark_expert(self.w_in, num_experts=num_experts, first_expert=0)
-        mark_expert(self.w_out, num_experts=num_experts, first_expert=0)
+        for stack in (self.w_in, self.w_out):
+            mark_experts(stack, ExpertShare(num_experts, first=0))
         self.hidden_gate = UnitGate(axis=1)
 
     def forward(self, rows_ND: Tensor, counts: Sequence[int]) -> Tensor:
@@ -94,12 +128,5 @@ class Experts(nn.Module):
             full = getattr(self, name)
             held = full.shape[0] // size
             part = nn.Parameter(full.data[rank * held : (rank + 1) * held].clone())
-            mark_expert(part, num_experts=full.shape[0], first_expert=rank * held)
+            mark_experts(part, ExpertShare(full.shape[0], first=rank * held))
             setattr(self, name, part)
-
-
-def mark_expert(parameter: nn.Parameter, *, num_experts: int, first_expert: int) -> None:
-    """Writes on a parameter that its axis 0 runs over experts, and over which."""
-    setattr(parameter, "is_expert", True)  # noqa: B010  parameters declare no such attributes
-    setattr(parameter, "num_experts", num_experts)  # noqa: B010
-    setattr(parameter, "first_expert", first_expert)  # noqa: B010

@@ -7,10 +7,10 @@ knows of pruning. A gate that has no mask hands its input on as it is.
 """
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,10 @@ class Slice:
     width: int = 1
     offset: int = 0
 
+    def under(self, path: str) -> "Slice":
+        """As the module names it that has the layer at `path`."""
+        return replace(self, name=f"{path}.{self.name}")
+
 
 @dataclass(frozen=True, slots=True)
 class UnitGroup:
@@ -58,6 +62,16 @@ class UnitGroup:
     slices: tuple[Slice, ...]
     numbers: tuple[str, ...] = ()
 
+    def under(self, path: str) -> "UnitGroup":
+        """As the module names it that has the layer at `path`."""
+        return replace(
+            self,
+            name=f"{path}.{self.name}",
+            gates=tuple(f"{path}.{gate}" for gate in self.gates),
+            slices=tuple(held.under(path) for held in self.slices),
+            numbers=tuple(f"{path}.{name}" for name in self.numbers),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class ScaleSite:
@@ -74,6 +88,11 @@ class ScaleSite:
     group: str
     weight: str
     axis: int = 1
+
+    def under(self, path: str) -> "ScaleSite":
+        """As the module names it that has the layer at `path`."""
+        names = {name: f"{path}.{getattr(self, name)}" for name in ("gate", "group", "weight")}
+        return replace(self, **names)
 
 
 class UnitsError(MMTrainError):
@@ -120,19 +139,18 @@ def below(path: str, modules: nn.ModuleDict) -> dict[str, nn.Module]:
 
 def units_within(module: nn.Module) -> tuple[UnitGroup, ...]:
     """Groups of all layers inside that have `own_units()`, by paths from the module."""
-    return tuple(
-        _renamed(path, group)
-        for path, layer in module.named_modules()
-        for group in getattr(layer, "own_units", tuple)()
-    )
+    return _collected(module.named_modules(), "own_units")
 
 
 def sites_within(module: nn.Module) -> tuple[ScaleSite, ...]:
     """Scale sites of all layers inside that have `own_sites()`, by paths from the module."""
+    return _collected(module.named_modules(), "own_sites")
+
+
+def _collected(modules: Iterable[tuple[str, nn.Module]], method: str) -> tuple[Any, ...]:
+    """What those of the modules tell that have the method, as the whole names it."""
     return tuple(
-        _renamed_site(path, site)
-        for path, layer in module.named_modules()
-        for site in getattr(layer, "own_sites", tuple)()
+        own.under(path) for path, module in modules for own in getattr(module, method, tuple)()
     )
 
 
@@ -162,48 +180,17 @@ def join_groups(
     Raises:
         UnitsError: a reader cannot be cut.
     """
-    joined = []
-    for path, part in parts.items():
-        groups: tuple[UnitGroup, ...] = getattr(part, "prunable_units", tuple)()
-        for group in groups:
-            group = _renamed(path, group)
-            if group.name == read:
-                group = replace(group, slices=group.slices + _input_slices(readers))
-            joined.append(group)
-    return tuple(joined)
+    return tuple(
+        replace(group, slices=group.slices + _input_slices(readers))
+        if group.name == read
+        else group
+        for group in _collected(parts.items(), "prunable_units")
+    )
 
 
 def join_sites(parts: Mapping[str, nn.Module]) -> tuple[ScaleSite, ...]:
     """Scale sites of parts with `scale_sites()` as the whole names them."""
-    return tuple(
-        _renamed_site(path, site)
-        for path, part in parts.items()
-        for site in getattr(part, "scale_sites", tuple)()
-    )
-
-
-def _renamed(path: str, group: UnitGroup) -> UnitGroup:
-    """A layer's group as the module names it that has the layer at `path`."""
-    return replace(
-        group,
-        name=f"{path}.{group.name}",
-        gates=tuple(f"{path}.{gate}" for gate in group.gates),
-        slices=_below(path, group.slices),
-        numbers=tuple(f"{path}.{name}" for name in group.numbers),
-    )
-
-
-def _renamed_site(path: str, site: ScaleSite) -> ScaleSite:
-    return replace(
-        site,
-        gate=f"{path}.{site.gate}",
-        group=f"{path}.{site.group}",
-        weight=f"{path}.{site.weight}",
-    )
-
-
-def _below(path: str, slices: Sequence[Slice]) -> tuple[Slice, ...]:
-    return tuple(replace(held, name=f"{path}.{held.name}") for held in slices)
+    return _collected(parts.items(), "scale_sites")
 
 
 def _input_slices(readers: Mapping[str, nn.Module]) -> tuple[Slice, ...]:
@@ -215,7 +202,7 @@ def _input_slices(readers: Mapping[str, nn.Module]) -> tuple[Slice, ...]:
                 f"{path}: its net cannot follow when channels of the body are cut; "
                 "give the task an output net with input_slices, such as 'linear'"
             )
-        slices += _below(path, own())
+        slices += tuple(held.under(path) for held in own())
     return slices
 
 

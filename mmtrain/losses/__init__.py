@@ -1,21 +1,32 @@
 """Losses. Each returns a sum with its count, never a mean: ranks and micro-batches add both, then
 divide once.
 
-What a loss counts is known before the forward pass (`target_count`), for a rank's share of a step
-is divided by the count over all ranks.
+What a loss counts is known before the forward pass (`Loss.count_targets`), for a rank's share of a
+step is divided by the count over all ranks. A `Loss` of a user's own file is used as one of these:
+
+    @cross_entropy.variant(of=("label",))
+    def focal(logits, targets):
+        p_N = logits.softmax(-1).gather(1, targets.reshape(-1, 1).long())
+        return -((1 - p_N) ** 2 * p_N.log()).sum()
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipelines.errors import MMTrainError, UnknownNameError
-from pipelines.modalities import Feature
+from mmtrain.layers.experts import expert_share
+from mmtrain.models.config import Scores, TaskSpec
+from pipelines.errors import MMTrainError
+from pipelines.names import load_object
+from pipelines.task import Task
 
 PADDING = 0
 
@@ -37,9 +48,9 @@ class TargetSums:
     """Sums over valid targets for the metrics; scalars without a graph.
 
     Args:
-        loss: without label smoothing; of what has probabilities, -ln p(target) in nats.
+        loss: without label smoothing.
         correct: how far the targets were hit, 0..1 each; nan where a target is no class.
-        count: valid targets, as `target_count` counts them.
+        count: valid targets, as the loss counts them.
     """
 
     loss: Tensor
@@ -47,56 +58,140 @@ class TargetSums:
     count: Tensor
 
 
-def task_loss(
-    name: str,
-    logits: Tensor,
-    targets: Tensor,
-    *,
-    label_smoothing: float = 0.0,
-    groups: tuple[int, ...] = (),
-) -> LossSum:
-    """The loss of a task, by the name in its `TaskSpec.loss`.
+def count_examples(targets: Tensor | np.ndarray, *, is_sequence: bool) -> int:
+    """Examples, of whatever targets."""
+    return targets.shape[0]
+
+
+def count_classes(targets: Tensor | np.ndarray, *, is_sequence: bool) -> Any:
+    """Class ids, all valid; of sequences the tokens that are not padding."""
+    return (targets != PADDING).sum() if is_sequence else math.prod(targets.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A loss with all that depends on which one it is; called, it gives a `LossSum`.
 
     Args:
-        name: function of this module.
-        logits: as the task's head gives them.
-        targets: as the task's targets are collated.
-        label_smoothing: probability shared by the wrong labels; nothing where there are none.
-        groups: of several labels at once, scores of each.
+        function: (logits, targets) to the sum over valid targets. It is given `label_smoothing`
+            too if it `smooths`, and `groups`, scores of each part, where targets have parts.
+        of: modalities of targets that it takes, beside those whose own loss it is.
+        count: (targets, is_sequence=) to the number of valid targets.
+        hits: as `function`, to how far targets were hit, 0..1 each, summed; None: no classes.
+        scores: what a head's scores are under it.
+        likelihood: the loss that is -ln p(target) of these scores, in nats; None: itself, where
+            the scores have probabilities.
+        by_class: as `function`, to the loss of each class, (B, V), which it sums; tasks with such
+            a loss can be divided into classes. None: it is not made of classes.
+        smooths: whether label smoothing applies.
+        mixes: whether the loss of examples blended by mixup is the losses' blend.
+        variance_factor: of its part of a loss over a learned variance; 1/2 of squares.
+    """
+
+    function: Callable[..., Tensor]
+    of: tuple[str, ...] = ()
+    count: Callable[..., Any] = count_examples
+    hits: Callable[..., Tensor] | None = None
+    scores: Scores = "values"
+    likelihood: "Loss | None" = None
+    by_class: Callable[..., Tensor] | None = None
+    smooths: bool = False
+    mixes: bool = True
+    variance_factor: float = 1.0
+
+    def __call__(
+        self,
+        logits: Tensor,
+        targets: Tensor,
+        *,
+        label_smoothing: float = 0.0,
+        groups: tuple[int, ...] = (),
+    ) -> LossSum:
+        """The loss of a batch, of logits as the head gives them and targets as collated.
+
+        Args:
+            logits: (B, T, V) of tokens, (B, V) of classes, (B, Y, X, V) of masks.
+            targets: as its function takes them.
+            label_smoothing: probability that the wrong labels share; 0 where none can be.
+            groups: of several labels at once, scores of each.
+        """
+        settings: dict[str, Any] = {"label_smoothing": label_smoothing} if self.smooths else {}
+        total = self.function(logits, targets, **settings, **_parts(groups))
+        count = self.count(targets, is_sequence=logits.ndim == 3)
+        return LossSum(total, torch.as_tensor(count, device=logits.device))
+
+    def variant(self, **changes: Any) -> "Callable[[Callable[..., Tensor]], Loss]":
+        """Makes a function a loss of the same scores, counted and hit as here; see the module."""
+        measured = (self.likelihood or self) if self.scores != "values" else None
+        own = {"of": (), "smooths": False, "by_class": None, "likelihood": measured, **changes}
+        return lambda function: replace(self, function=function, **own)
+
+    def count_targets(self, targets: Tensor | np.ndarray, *, is_sequence: bool) -> int:
+        """Valid targets of a batch, known before the forward pass.
+
+        Args:
+            targets: as they are collated.
+            is_sequence: they are tokens, padded with 0.
+        """
+        return int(self.count(targets, is_sequence=is_sequence))
+
+    @torch.no_grad()
+    def measure(
+        self, logits: Tensor, targets: Tensor, *, groups: tuple[int, ...] = ()
+    ) -> TargetSums:
+        """The sums that log-perplexity and shares of hits are made of; arguments as of a call."""
+        loss = self(logits, targets, groups=groups)
+        if self.hits is None:
+            return TargetSums(loss.total, logits.new_full((), torch.nan), loss.count)
+        hits = self.hits(logits, targets, **_parts(groups))
+        return TargetSums(loss.total, hits, loss.count)
+
+
+@functools.cache
+def load_loss(name: str) -> Loss:
+    """The loss of a name, or of `FILE.py:NAME`.
+
+    Raises:
+        UnknownNameError: there is no such loss; tells the nearest.
+        OwnCodeError: the user's file is gone or fails, or it is no `Loss`.
+    """
+    return load_object(name, kind="loss", shipped=_SHIPPED, of=Loss)
+
+
+def scores_of(spec: TaskSpec) -> Scores:
+    """What the scores of a task's head are; bundles from before `scores` say it by the loss."""
+    return spec.scores or load_loss(spec.loss).scores
+
+
+def check_loss(task: Task) -> None:
+    """Refuses a loss that does not fit a task, before anything is computed.
 
     Raises:
         UnknownNameError: there is no such loss.
+        LossError: it does not fit the targets, names those that do; or it has no label smoothing
+            or mixup, which the task asks for.
     """
-    _check_known(name)
-    if name == "grouped_cross_entropy":
-        return grouped_cross_entropy(
-            logits, targets, groups=groups, label_smoothing=label_smoothing
-        )
-    return _LOSSES[name](logits, targets, label_smoothing=label_smoothing)
-
-
-def check_loss(name: str, feature: Feature, *, task: str) -> None:
-    """Refuses a loss that does not fit a task's targets, before anything is computed.
-
-    A target's own loss fits it; one class of several may be learned by `sigmoid_cross_entropy`
-    too. Several classes at once have no other loss than that one.
-
-    Raises:
-        UnknownNameError: there is no such loss.
-        LossError: it does not fit; names those that do.
-    """
-    _check_known(name)
-    fitting = (feature.loss,)
-    if feature.modality == "label":
-        fitting += ("sigmoid_cross_entropy",)
-    if name not in fitting:
+    name, own, modality = task.loss or task.targets.loss, task.targets.loss, task.targets.modality
+    loss = load_loss(name)
+    if name != own and modality not in loss.of:
+        fitting = [own, *(key for key, each in _SHIPPED.items() if modality in each.of)]
+        known = " or ".join(map(repr, dict.fromkeys(fitting)))
         raise LossError(
-            f"task {task}: loss {name!r} does not take {feature.modality} targets; "
-            f"set loss to {' or '.join(map(repr, fitting))}"
+            f"task {task.name}: loss {name!r} does not take {modality} targets; set loss to {known}"
         )
+    for field, works in (("label_smoothing", loss.smooths), ("mixup", loss.mixes)):
+        if getattr(task, field) and not works:
+            raise LossError(f"task {task.name}: loss {name!r} has no {field}; set {field}=0")
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> LossSum:
+def _most_likely(logits: Tensor, targets: Tensor) -> Tensor:
+    """The largest score is on the target."""
+    logits_NV, targets_N, valid_N = _rows(logits, targets)
+    return ((logits_NV.argmax(dim=-1) == targets_N) & valid_N).sum()
+
+
+@partial(Loss, count=count_classes, hits=_most_likely, scores="softmax", smooths=True)
+def cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy with smoothed labels, less its least value: a perfect model scores 0.
 
         q = 1 - s on the label, s / (V - 1) on each other one
@@ -120,25 +215,7 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0
         rest_N = log_p_NV.sum(dim=-1) - picked_N
         entropy = _entropy(1 - label_smoothing) + (num_labels - 1) * _entropy(share)
         loss_N = -(1 - label_smoothing) * picked_N - share * rest_N - entropy
-    return LossSum(total=torch.where(valid_N, loss_N, 0.0).sum(), count=valid_N.sum())
-
-
-def sigmoid_cross_entropy(
-    logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0
-) -> LossSum:
-    """Cross-entropy of each class by itself, summed over classes; counts examples.
-
-        q = (1 - s) t + s / V
-        sum over examples and classes of  H(q, sigmoid(x)) - H(q)
-        the sigmoid loss of Dehghani et al., arXiv:2110.11403 (Scenic), less its least value
-
-    Args:
-        logits: (B, V).
-        targets: (B, V) with 1 (or a share) where a class is there; or (B, 1) or (B,) class ids.
-        label_smoothing: s.
-    """
-    losses_BV = sigmoid_losses(logits, targets, label_smoothing=label_smoothing)
-    return LossSum(total=losses_BV.sum(), count=_count_rows(logits))
+    return torch.where(valid_N, loss_N, 0.0).sum()
 
 
 def sigmoid_losses(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
@@ -152,9 +229,48 @@ def sigmoid_losses(logits: Tensor, targets: Tensor, *, label_smoothing: float = 
     return loss_BV
 
 
+def _rightly_said(logits: Tensor, targets: Tensor) -> Tensor:
+    """Of several classes at once, the share that is rightly said to be there or not."""
+    if targets.shape != logits.shape:
+        return _most_likely(logits, targets)
+    return ((logits > 0) == (targets > 0.5)).float().mean(-1).sum()
+
+
+@partial(
+    Loss,
+    of=("label",),
+    hits=_rightly_said,
+    scores="sigmoid",
+    by_class=sigmoid_losses,
+    smooths=True,
+)
+def sigmoid_cross_entropy(
+    logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0
+) -> Tensor:
+    """Cross-entropy of each class by itself, summed over classes; counts examples.
+
+        q = (1 - s) t + s / V
+        sum over examples and classes of  H(q, sigmoid(x)) - H(q)
+        the sigmoid loss of Dehghani et al., arXiv:2110.11403 (Scenic), less its least value
+
+    Args:
+        logits: (B, V).
+        targets: (B, V) with 1 (or a share) where a class is there; or (B, 1) or (B,) class ids.
+        label_smoothing: s.
+    """
+    return sigmoid_losses(logits, targets, label_smoothing=label_smoothing).sum()
+
+
+def _every_part(logits: Tensor, targets: Tensor, *, groups: Sequence[int]) -> Tensor:
+    """The largest score of every part is on its target."""
+    best_BK = torch.stack([x.argmax(-1) for x in logits.split(list(groups), dim=-1)], dim=-1)
+    return (best_BK == targets).all(-1).sum()
+
+
+@partial(Loss, hits=_every_part, scores="softmax", smooths=True)
 def grouped_cross_entropy(
     logits: Tensor, targets: Tensor, *, groups: Sequence[int], label_smoothing: float = 0.0
-) -> LossSum:
+) -> Tensor:
     """Cross-entropy of several labels at once: the mean over parts; counts examples.
 
     Args:
@@ -166,63 +282,26 @@ def grouped_cross_entropy(
     assert sum(groups) == logits.shape[-1], "parts do not cover the scores"
     parts = zip(logits.split(list(groups), dim=-1), targets.unbind(-1), strict=True)
     totals = [cross_entropy(x, y, label_smoothing=label_smoothing).total for x, y in parts]
-    return LossSum(total=torch.stack(totals).mean(), count=_count_rows(logits))
+    return torch.stack(totals).mean()
 
 
-def squared_error(logits: Tensor, targets: Tensor, *, label_smoothing: float = 0.0) -> LossSum:
+@partial(Loss, variance_factor=0.5)
+def squared_error(logits: Tensor, targets: Tensor) -> Tensor:
     """Squared differences summed over the values of an example; counts examples.
 
     Args:
         logits: (B, K), values as they are stored, 0..1.
         targets: (B, K).
-        label_smoothing: not used; values have no wrong labels.
     """
-    error_BK = logits.float() - targets.float()
-    return LossSum(total=error_BK.square().sum(), count=_count_rows(logits))
+    return (logits.float() - targets.float()).square().sum()
 
 
-_LOSSES: dict[str, Callable[..., LossSum]] = {
-    loss.__name__: loss
-    for loss in (cross_entropy, sigmoid_cross_entropy, grouped_cross_entropy, squared_error)
+_SHIPPED = {
+    "cross_entropy": cross_entropy,
+    "sigmoid_cross_entropy": sigmoid_cross_entropy,
+    "grouped_cross_entropy": grouped_cross_entropy,
+    "squared_error": squared_error,
 }
-
-
-@torch.no_grad()
-def target_sums(
-    name: str, logits: Tensor, targets: Tensor, *, groups: tuple[int, ...] = ()
-) -> TargetSums:
-    """The sums that log-perplexity and shares of hits are made of; shapes as the loss takes them.
-
-    A hit is the largest logit on the target, of every part for several labels; of several classes
-    at once, the share of classes that are rightly said to be there or not.
-    """
-    loss = task_loss(name, logits, targets, groups=groups)
-    return TargetSums(loss.total, _hits(name, logits, targets, groups=groups), loss.count)
-
-
-def _hits(name: str, logits: Tensor, targets: Tensor, *, groups: tuple[int, ...]) -> Tensor:
-    if name == "squared_error":
-        return logits.new_full((), torch.nan)
-    if name == "grouped_cross_entropy":
-        best_BK = torch.stack([x.argmax(-1) for x in logits.split(list(groups), dim=-1)], dim=-1)
-        return (best_BK == targets).all(-1).sum()
-    if name == "sigmoid_cross_entropy" and targets.shape == logits.shape:
-        return ((logits > 0) == (targets > 0.5)).float().mean(-1).sum()
-    logits_NV, targets_N, valid_N = _rows(logits, targets)
-    return ((logits_NV.argmax(dim=-1) == targets_N) & valid_N).sum()
-
-
-def target_count(name: str, targets: Tensor | np.ndarray, *, is_sequence: bool) -> int:
-    """Valid targets of a batch: what the loss counts, known before the forward pass.
-
-    Args:
-        name: the loss.
-        targets: as they are collated.
-        is_sequence: they are tokens, padded with 0.
-    """
-    if name != "cross_entropy":
-        return targets.shape[0]
-    return int((targets != PADDING).sum()) if is_sequence else math.prod(targets.shape)
 
 
 def weight_decay_loss(parameters: Iterable[nn.Parameter], *, weight: float) -> Tensor:
@@ -233,17 +312,17 @@ def weight_decay_loss(parameters: Iterable[nn.Parameter], *, weight: float) -> T
     Each expert of a stack is a matrix of its own. A rank that holds some of them takes these for
     all, so that the mean over ranks is the sum over all experts, however they are shared.
     """
-    decays = [
-        getattr(parameter, "num_experts", 1) * parameter.float().square().mean() / 2
-        for parameter in parameters
-        if parameter.ndim > 1
-    ]
+    decays = []
+    for parameter in parameters:
+        if parameter.ndim > 1:
+            share = expert_share(parameter)
+            count = share.num_experts if share else 1
+            decays.append(count * parameter.float().square().mean() / 2)
     return weight * torch.stack(decays).sum()
 
 
-def _check_known(name: str) -> None:
-    if name not in _LOSSES:
-        raise UnknownNameError("loss", name, tuple(_LOSSES))
+def _parts(groups: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
+    return {"groups": groups} if groups else {}
 
 
 def _multi_hot(targets: Tensor, *, like: Tensor) -> Tensor:
@@ -251,10 +330,6 @@ def _multi_hot(targets: Tensor, *, like: Tensor) -> Tensor:
     if targets.shape == like.shape:
         return targets.float()
     return functional.one_hot(targets.reshape(-1).long(), like.shape[-1]).float()
-
-
-def _count_rows(logits: Tensor) -> Tensor:
-    return torch.tensor(logits.shape[0], device=logits.device)
 
 
 def _rows(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from mmtrain.losses import load_loss
 from mmtrain.models.model import LOG_VARIANCES, MultiTaskModel
 
 
@@ -30,7 +31,7 @@ def uncertain_loss(loss: Tensor, *, model: MultiTaskModel, task: str, parts: int
         parts: shares that make up the step's loss of the task.
     """
     log_variance = getattr(model, LOG_VARIANCES)[f"of_{task}"].float().squeeze()
-    factor = 0.5 if model.task(task).loss == "squared_error" else 1.0
+    factor = load_loss(model.task(task).loss).variance_factor
     return factor * torch.exp(-log_variance) * loss + log_variance / (2 * parts)
 
 

@@ -8,7 +8,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from mmtrain.losses import LossSum, sigmoid_losses
+from mmtrain.losses import Loss, LossSum, sigmoid_cross_entropy
 from mmtrain.masks.banks import MaskBank, SubtaskMasks
 
 
@@ -19,8 +19,9 @@ def subtask_loss(
     classes: Collection[int],
     beta: float,
     label_smoothing: float = 0.0,
+    loss: Loss = sigmoid_cross_entropy,
 ) -> LossSum:
-    """Cross-entropy of each class by itself, classes of the subtask weighing beta; counts examples.
+    """The loss of each class by itself, classes of the subtask weighing beta; counts examples.
 
         L_T = (beta sum_(c in T) CE_c + sum_(c not in T) CE_c) / (alpha |C|)
         alpha = (|C| + (beta - 1) |T|) / |C|                            WO2021251960A1
@@ -32,9 +33,12 @@ def subtask_loss(
         targets: (B, V) with 1 where a class is there; or (B, 1) or (B,) class ids.
         classes: T, ids.
         beta: weight of a class of T.
-        label_smoothing: as of `sigmoid_cross_entropy`.
+        label_smoothing: as of the loss.
+        loss: of the task, made of classes.
     """
-    losses_BV = sigmoid_losses(logits, targets, label_smoothing=label_smoothing)
+    assert loss.by_class is not None, "checked where subtasks are resolved"
+    settings = {"label_smoothing": label_smoothing} if loss.smooths else {}
+    losses_BV = loss.by_class(logits, targets, **settings)
     weights_V = class_weights(classes, num_classes=logits.shape[-1], beta=beta).to(logits.device)
     count = torch.tensor(logits.shape[0], device=logits.device)
     return LossSum(total=losses_BV.sum(dim=0) @ weights_V, count=count)

@@ -7,6 +7,7 @@ its members, each once.
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from mmtrain.losses import load_loss
 from mmtrain.masks.banks import MaskError
 from mmtrain.masks.config import PruningConfig
 from pipelines.errors import UnknownNameError
@@ -105,7 +106,7 @@ def _check_divisible(task: str, feature: Feature, *, loss: str) -> None:
             f"task {task} has {feature.modality} targets, which have no classes to divide; name "
             f"the whole task {task!r} in a subtask"
         )
-    if loss != "sigmoid_cross_entropy":
+    if load_loss(loss).by_class is None:
         raise MaskError(
             f"task {task} is divided into classes, so each class needs a score of its own; set "
             f"tasks.{task}.loss to 'sigmoid_cross_entropy' in place of {loss!r}"

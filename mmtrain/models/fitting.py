@@ -22,7 +22,7 @@ from pydantic import BaseModel
 
 from mmtrain import modalities as nets
 from mmtrain.layers.patches import InputSizeError
-from mmtrain.models.model import ModelConfig, families, load_family, net_of
+from mmtrain.models.config import ModelConfig, families, load_family, net_of
 from pipelines.errors import MMTrainError
 from pipelines.modalities import Feature
 

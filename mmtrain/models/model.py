@@ -1,47 +1,29 @@
 """The model of many tasks: head(body(stem(inputs))), for every family.
 
 `MultiTaskModel` owns stems (one for each input net), a body and heads (one for each output net, or
-for each task where a net has a fixed set of classes), and the only `forward`. A family is a module
-of this package with a `Body` and its `Config`:
-
-    Body(config)                      .encode(Encoded) -> Encoded
-                                      .decode(shifted, Encoded) -> Encoded
-                                      .parts(reads): its children that a head depends on
-    Config                            frozen, with `model_dim`
-    Body.prunable_units(), .scale_sites()
-                                      optional: what can be cut out of it, see layers/units.py; it
-                                      is built with the counts in `Config.units`. Stems and adapters
-                                      may have both too
-    Body.output_group                 optional: the group whose units are the width that heads read
-    NETS                              optional: all nets that it has, by a modality net's name, e.g.
-                                      {"image": "image_patches"}; without it, all by their own
-    build_adapter(config)             optional: a module (Encoded, body) -> Encoded, owned by the
-                                      modality, that calls the body's encode; None: there is none
+for each task where a net has a fixed set of classes), and the only `forward`; `config.py` says
+what makes a family.
 
 Every parameter has one owner, and a step on a task trains whole owners: `owners(task)`.
 """
 
-import importlib
-import pkgutil
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from mmtrain import modalities
 from mmtrain.layers.encoded import Encoded
+from mmtrain.layers.experts import copy_share, is_expert
 from mmtrain.layers.units import ScaleSite, UnitGroup, below, join_groups, join_sites
+from mmtrain.models.config import ModelConfig, TaskSpec, load_family
 from pipelines.errors import MMTrainError, UnknownNameError
-from pipelines.modalities import Feature
 
 __all__ = ["Encoded", "ModelConfig", "MultiTaskModel", "Outputs", "TaskSpec", "build_model"]
-
 
 # Parameters above which weights are not drawn only to be replaced: orthogonal ones take minutes at
 # 10^9. Below, torch's meta device would be the slower way: its first use imports for 1.8 s.
@@ -52,96 +34,6 @@ MASKS = "masks"  # child that pruning adds: the masks of subtasks; it knows whic
 
 class ModelError(MMTrainError):
     """Tasks or settings that do not make a model."""
-
-
-class TaskSpec(BaseModel):
-    """What the model must know of a task; `recipe.py` derives it from the pipelines' `Task`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    input_net: str = Field(description="Stem: module of mmtrain/modalities, e.g. 'spectral'.")
-    output_net: str = Field(description="Head: module of mmtrain/modalities, e.g. 'text', 'label'.")
-    num_outputs: int | None = Field(
-        default=None, description="Scores of a net with a fixed set; None: tokens are decoded."
-    )
-    output_groups: tuple[int, ...] = Field(
-        default=(), description="Of several labels at once: scores of each; they sum to all."
-    )
-    loss: str = Field(default="cross_entropy", description="Function of mmtrain/losses/.")
-    drop_layer: float = Field(
-        default=0.0, ge=0, lt=1, description="Stochastic depth: share dropped of the last layer."
-    )
-    command_id: int | None = Field(
-        default=None, description="Token that starts decoding; None: no decoder."
-    )
-    head_init: Literal["zeros", "lecun_normal"] | None = Field(
-        default=None, description="Of its head's last layer at the start; None: the net's `init`."
-    )
-
-    @property
-    def stem(self) -> str:
-        """Key of its stem and adapter."""
-        return modalities.child_name(self.input_net)
-
-
-class ModelConfig(BaseModel):
-    """A family with its body's settings, and the settings of modality nets.
-
-    From JSON, the family's module says how `body` is read, and each net's module its entry.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    family: str = Field(
-        default="multimodel", description="Module of mmtrain/models with Body and Config."
-    )
-    body: SerializeAsAny[BaseModel] = Field(description="The family's Config.")
-    nets: dict[str, SerializeAsAny[BaseModel]] = Field(
-        default={}, description="Config of each modality net; one not named has its defaults."
-    )
-    vocab_size: int | None = Field(
-        default=None, ge=2, description="Tokens of the nets of text; null: as the corpora have."
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_by_modules(cls, data: Any) -> Any:
-        if not isinstance(data, dict):
-            return data
-        family = load_family(data.get("family", "multimodel"))
-        nets = {
-            name: _read(config, modalities.load(name).Config)
-            for name, config in data.get("nets", {}).items()
-        }
-        return {**data, "body": _read(data.get("body", {}), family.Config), "nets": nets}
-
-
-def _read(value: Any, config_class: type[BaseModel]) -> Any:
-    return config_class.model_validate(value) if isinstance(value, Mapping) else value
-
-
-def families() -> tuple[str, ...]:
-    """Names of all model families."""
-    found = (module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]))
-    return tuple(sorted(name for name in found if name != "model"))
-
-
-def net_of(family: str, feature: Feature) -> str:
-    """The modality net that a family takes a feature's arrays with."""
-    nets: Mapping[str, str] = getattr(load_family(family), "NETS", {})
-    return nets.get(feature.net, feature.net)
-
-
-def load_family(name: str) -> ModuleType:
-    """The module of a family.
-
-    Raises:
-        UnknownNameError: there is no such family.
-    """
-    if name not in families():
-        raise UnknownNameError("model family", name, families())
-    return importlib.import_module(f"mmtrain.models.{name}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,8 +219,7 @@ class MultiTaskModel(nn.Module):
             return f"task/{child.removeprefix('of_')}"
         if kind == "heads":
             return f"task/{child}" if child in self.tasks else f"modality/{child}_output"
-        is_expert = getattr(self.get_parameter(name), "is_expert", False)
-        return f"experts/{child}" if is_expert else f"body/{child}"
+        return f"{'experts' if is_expert(self.get_parameter(name)) else 'body'}/{child}"
 
     def children_of(self, task: str) -> frozenset[str]:
         """Paths of the nets, the head and the parts of the body that a task's input passes."""
@@ -393,8 +284,8 @@ def model_with(
     size = sum(tensor.numel() for tensor in state.values())
     with torch.device("meta") if size > _LARGE else nullcontext():
         model = build_model(config, tasks, seed=0)
-    marks = {name: dict(vars(weight)) for name, weight in model.named_parameters()}
+    drawn = dict(model.named_parameters())
     model.load_state_dict(dict(state), assign=True)
     for name, weight in model.named_parameters():
-        vars(weight).update(marks[name])  # which weights are experts': assigned ones have no marks
+        copy_share(drawn[name], to=weight)  # assigned weights are new parameters
     return model.eval()

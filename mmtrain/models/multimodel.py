@@ -10,17 +10,12 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from mmtrain.layers.attention import (
-    AttentionBlock,
-    AttentionSource,
-    OutputMap,
-    causal_bias,
-    padding_bias,
-)
+from mmtrain.layers.attention import AttentionBlock, AttentionSource, OutputMap
 from mmtrain.layers.conv import ConvBlock, ConvStep, Padding, Place, Residual
 from mmtrain.layers.encoded import Encoded
 from mmtrain.layers.memory import Memory
 from mmtrain.layers.moe import GateNoise, MoE
+from mmtrain.layers.positions import joined_place, left_padded, padding_bias, target_place
 from mmtrain.layers.timing import timing_signal
 from mmtrain.layers.units import (
     ScaleSite,
@@ -89,11 +84,6 @@ class Config(BaseModel):
         return cls(
             model_dim=1024, num_experts=240, expert_dim=1024, drop_prob=0.4, attention_output="none"
         )
-
-    @classmethod
-    def patent(cls) -> "Config":
-        """The same with the dropout of WO2018213841A1."""
-        return cls.paper().model_copy(update={"drop_prob": 0.5})
 
 
 def _conv_block(config: Config, padding: Padding, units: UnitCounts) -> ConvBlock:
@@ -290,16 +280,16 @@ class Body(nn.Module):
     def decode(self, shifted: Encoded, encoded: Encoded) -> Encoded:
         """Shifted targets (B, T, D) to decoded ones; position t sees the slots up to t alone."""
         source = self._source(encoded)
-        place = _target_place(shifted, first=0)
+        place = target_place(shifted, first=0)
         mixed_BTD = self.mixer(shifted.values_BSD, source=source, place=place)
         if self.config.join == "none":
             return self.decoder(mixed_BTD, source=source, place=place)
-        prefix = _left_padded(encoded)
+        prefix = left_padded(encoded)
         joined = Encoded(
             torch.cat([prefix.values_BSD, mixed_BTD], dim=1),
             torch.cat([prefix.mask_BS, shifted.mask_BS], dim=1),
         )
-        place = _joined_place(joined, joined.mask_BS)
+        place = joined_place(joined, joined.mask_BS)
         decoded = self.decoder(joined.values_BSD, source=source, place=place)
         length = prefix.values_BSD.shape[1]
         return Encoded(decoded.values_BSD[:, length:], shifted.mask_BS, balance=decoded.balance)
@@ -316,8 +306,8 @@ class Body(nn.Module):
         """A memory to decode with, position by position, holding what comes before the first."""
         memory = Memory()
         if self.config.join == "time":
-            prefix = _left_padded(encoded)
-            place = _joined_place(prefix, prefix.mask_BS, memory=memory)
+            prefix = left_padded(encoded)
+            place = joined_place(prefix, prefix.mask_BS, memory=memory)
             memory.append(self, "mask", prefix.mask_BS)
             self.decoder(prefix.values_BSD, source=self._source(encoded), place=place)
         return memory
@@ -327,49 +317,14 @@ class Body(nn.Module):
         source = self._source(encoded)
         position = memory.length(self, "targets")
         memory.append(self, "targets", shifted.mask_BS)
-        place = _target_place(shifted, first=position, memory=memory)
+        place = target_place(shifted, first=position, memory=memory)
         mixed_B1D = self.mixer(shifted.values_BSD, source=source, place=place)
         if self.config.join == "time":
             mask_BM = memory.append(self, "mask", shifted.mask_BS)
-            place = _joined_place(shifted, mask_BM, memory=memory)
+            place = joined_place(shifted, mask_BM, memory=memory)
         return self.decoder(mixed_B1D, source=source, place=place)
 
     def _source(self, encoded: Encoded) -> AttentionSource:
         values_BSD = encoded.values_BSD
         bias = padding_bias(encoded.mask_BS, dtype=values_BSD.dtype)
         return AttentionSource(values_BSD, bias, "fixed")
-
-
-def _target_place(shifted: Encoded, *, first: int, memory: Memory | None = None) -> Place:
-    """Place of target positions from `first` on, each of which sees those up to itself."""
-    values_BTD = shifted.values_BSD
-    length, depth = values_BTD.shape[1:]
-    timing_TD = timing_signal(first + length, depth=depth, like=values_BTD)[first:]
-    mask_BT1 = shifted.mask_BS.unsqueeze(-1).to(values_BTD.dtype)
-    return Place(mask_BT1, timing_TD, causal_bias(length, past=first, like=values_BTD), memory)
-
-
-def _joined_place(new: Encoded, seen_mask_BM: Tensor, *, memory: Memory | None = None) -> Place:
-    """Place of the last positions of input and target in line, counted from the first real one.
-
-    `seen_mask_BM` is True where a position is real, of all positions up to the last new one.
-    """
-    values_BLD = new.values_BSD
-    length, depth = values_BLD.shape[1:]
-    total = seen_mask_BM.shape[1]
-    first_B1 = seen_mask_BM.int().argmax(dim=1, keepdim=True)
-    places_BL = torch.arange(total - length, total, device=values_BLD.device) - first_B1
-    timing_BLD = timing_signal(total, depth=depth, like=values_BLD)[places_BL.clamp(min=0)]
-    bias_BHLM = torch.minimum(
-        causal_bias(length, past=total - length, like=values_BLD),
-        padding_bias(seen_mask_BM, dtype=values_BLD.dtype),
-    )
-    mask_BL1 = new.mask_BS.unsqueeze(-1).to(values_BLD.dtype)
-    return Place(mask_BL1, timing_BLD, bias_BHLM, memory)
-
-
-def _left_padded(encoded: Encoded) -> Encoded:
-    """The same positions, real ones last and in order: what follows touches the last of them."""
-    order_BS = encoded.mask_BS.to(torch.int8).argsort(dim=1, stable=True)
-    index_BSD = order_BS.unsqueeze(-1).expand_as(encoded.values_BSD)
-    return Encoded(encoded.values_BSD.gather(1, index_BSD), encoded.mask_BS.gather(1, order_BS))

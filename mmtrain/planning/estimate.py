@@ -14,7 +14,8 @@ from pydantic import TypeAdapter, field_serializer
 from pydantic.dataclasses import dataclass
 
 from mmtrain.engines import EngineConfig
-from mmtrain.engines.optim import OPTIMIZERS
+from mmtrain.engines.optim import load_rule
+from mmtrain.layers.experts import is_expert
 from mmtrain.layers.moe import MoE
 from mmtrain.models.model import MASKS, MultiTaskModel
 from mmtrain.planning.footprint import Footprint, StepTracer, meta_model, planned_specs
@@ -155,7 +156,7 @@ class Planner:
         model, _ = meta_model(recipe)
         self.parameters = parameters_of(model, recipe)
         self.num_experts = [m.num_experts for m in model.modules() if isinstance(m, MoE)]
-        self.num_moments = len(OPTIMIZERS[recipe.optimizer.name].moments)
+        self.num_moments = len(load_rule(recipe.optimizer.name).states)
         self.all_batches = [batch for some in batches.values() for batch in some]
         self._tracer: StepTracer | None = None
         self._traced: dict[tuple[object, ...], Footprint] = {}
@@ -239,7 +240,7 @@ def parameters_of(model: MultiTaskModel, recipe: Recipe) -> list[Parameter]:
             name=name,
             owner=(owner := model.parameter_owner(name)),
             numel=held.numel(),
-            is_expert=getattr(held, "is_expert", False),
+            is_expert=is_expert(held),
             is_trained=held.requires_grad,
             decays=decays and held.ndim > 1 and owner != MASKS,
         )

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_iter
 
 from mmtrain.engines.ranks import Ranks
 from mmtrain.engines.recompute import recompute_blocks
-from mmtrain.layers.experts import Experts
+from mmtrain.layers.experts import Experts, expert_share, is_expert
 from mmtrain.layers.moe import MoE
 from mmtrain.layers.timing import forget_tables
 from mmtrain.losses.balancing import add_log_variances
@@ -200,7 +200,8 @@ class StepTracer:
     def _shared_by_ranks(self, experts: Experts) -> Any:
         """As many rows come from other ranks as leave; one expert takes all in the same memory."""
         forward, held = experts.forward, experts.w_in.shape[0]
-        is_divided = held < experts.w_in.num_experts  # type: ignore[attr-defined]
+        share = expert_share(experts.w_in)
+        is_divided = share is not None and held < share.num_experts
 
         def run(rows_ND: Tensor, counts: Sequence[int]) -> Tensor:
             if is_divided:  # there and back, and their gradients; computed again, once more
@@ -297,7 +298,7 @@ def _make_fake(model: nn.Module, *, low_precision: bool, ep_size: int) -> None:
     for module in model.modules():
         for name, parameter in list(module.named_parameters(recurse=False)):
             shape = list(parameter.shape)
-            if getattr(parameter, "is_expert", False):
+            if is_expert(parameter):
                 shape[0] //= ep_size
             dtype = torch.bfloat16 if low_precision else parameter.dtype
             fake = nn.Parameter(torch.empty(shape, dtype=dtype), parameter.requires_grad)

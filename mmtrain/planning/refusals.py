@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, get_args
 
-from mmtrain.engines import EngineConfig, check_combination, divisors
+from mmtrain.engines import EngineConfig, check_combination, check_optimizer, divisors
 from mmtrain.planning.longest import LongestBatch
 from mmtrain.recipe import Recipe
 from mmtrain.run.prepare import check_decay_loss
@@ -33,6 +33,7 @@ def why_refused(
     """What a run of the recipe would be refused for before it starts; None: for nothing here."""
     try:
         check_combination(recipe.engine, world_size=recipe.num_workers, num_experts=num_experts)
+        check_optimizer(recipe.engine, optimizer=recipe.optimizer)
         check_balancing(recipe.balancing, engine=recipe.engine, schedule=recipe.schedule)
         check_pruning(recipe.pruning, tasks=recipe.tasks, engine=recipe.engine)
         check_decay_loss(recipe)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from mmtrain.losses import scores_of
 from mmtrain.models.model import TaskSpec
 from pipelines import modalities
 from pipelines.modalities import Feature
@@ -91,7 +92,7 @@ def load_kind(feature: Feature) -> Kind:
 
 def _class_log_probs(logits_BV: Tensor, spec: TaskSpec) -> Tensor:
     """Of classes that exclude each other, or each by itself where the loss says so."""
-    if spec.loss == "sigmoid_cross_entropy":
+    if scores_of(spec) == "sigmoid":
         return functional.logsigmoid(logits_BV.float())
     return logits_BV.float().log_softmax(dim=-1)
 

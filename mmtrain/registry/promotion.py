@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mmtrain.evaluate.metrics import load_metric, metric_names
+from mmtrain.evaluate.metrics import SHIPPED, load_metric
 from mmtrain.evaluate.results import BASELINE, with_unit
 from pipelines.errors import MMTrainError, UnknownNameError
 
@@ -125,17 +125,17 @@ def to_measurements(metrics: Mapping[str, float]) -> list[Measurement]:
     for key, value in metrics.items():
         split, _, rest = key.partition("/")
         task, _, metric = rest.rpartition("/")
-        if split.startswith(_SPLIT) and task and metric in metric_names():
+        if split.startswith(_SPLIT) and task:
             baseline = metrics.get(f"{BASELINE}/{task}/{metric}") if split == _SPLIT else None
             found.append(Measurement(task, metric, value, baseline, split))
     return sorted(found, key=lambda one: (one.split, one.task))
 
 
 def shown(value: float, metric: str) -> str:
-    """A metric's value with its unit."""
-    return with_unit(value, load_metric(metric).unit)
+    """A metric's value with its unit; a user's own, of which the name alone was kept, has none."""
+    return with_unit(value, SHIPPED[metric].unit if metric in SHIPPED else "")
 
 
 def label(metric: str) -> str:
-    """A metric as a person calls it."""
-    return load_metric(metric).label
+    """A metric as a person calls it; a user's own by its name."""
+    return SHIPPED[metric].label if metric in SHIPPED else metric

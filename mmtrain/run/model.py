@@ -1,7 +1,9 @@
 """A recipe's model: built, its config with all that its tasks say, what it knows of each."""
 
+from mmtrain.losses import load_loss
+from mmtrain.models.config import ModelConfig, TaskSpec, net_of
 from mmtrain.models.fitting import FittingError, check_fits, check_nets, filled
-from mmtrain.models.model import ModelConfig, MultiTaskModel, TaskSpec, build_model, net_of
+from mmtrain.models.model import MultiTaskModel, build_model
 from mmtrain.recipe import Recipe
 from pipelines import modalities
 from pipelines.vocabulary import Vocabulary
@@ -59,7 +61,8 @@ def task_specs(recipe: Recipe, vocabulary: Vocabulary | None) -> list[TaskSpec]:
             output_net=net_of(family, task.targets),
             num_outputs=task.targets.num_outputs,
             output_groups=task.targets.output_groups,
-            loss=task.loss or task.targets.loss,
+            loss=(loss := task.loss or task.targets.loss),
+            scores=load_loss(loss).scores,
             drop_layer=task.drop_layer,
             command_id=vocabulary.command_id(task.command) if vocabulary and task.command else None,
             head_init=task.head_init,

@@ -4,14 +4,15 @@ from pathlib import Path
 
 import torch
 
-from mmtrain import checkpoint, losses
+from mmtrain import checkpoint
 from mmtrain.checkpoint import CheckpointRef, Progress
-from mmtrain.engines import check_combination
+from mmtrain.engines import check_combination, check_optimizer
 from mmtrain.engines.ranks import Ranks
 from mmtrain.evaluate.baselines import check_baseline
 from mmtrain.evaluate.metrics import check_metrics
 from mmtrain.files import CHECKPOINTS, FAILURE, RECIPE
 from mmtrain.layers.moe import MoE
+from mmtrain.losses import check_loss
 from mmtrain.losses.mixup import check_mixup
 from mmtrain.recipe import Recipe, RecipeError
 from mmtrain.run.components import training_plan, validation_plan
@@ -42,9 +43,9 @@ def prepare_run(
     """
     fitted(recipe)
     for name, task in recipe.tasks.items():
-        losses.check_loss(task.loss or task.targets.loss, task.targets, task=name)
+        check_loss(task)
         check_metrics(task.metrics, task.targets, task=name)
-        check_baseline(task.baseline, targets=task.targets, task=name)
+        check_baseline(task.baseline, feature=task.targets, task=name)
         check_augmentations(task)
         check_mixup(task)
         check_decays(recipe.optimizer, task)
@@ -59,6 +60,7 @@ def prepare_run(
         Passes.build(recipe.pruning, model, tasks=recipe.tasks, seed=recipe.seed)
     experts = [layer.num_experts for layer in model.modules() if isinstance(layer, MoE)]
     check_combination(recipe.engine, world_size=recipe.num_workers, num_experts=experts)
+    check_optimizer(recipe.engine, optimizer=recipe.optimizer)
     check_decay_loss(recipe)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     check_disk(out, needed_bytes=checkpoint_bytes(num_parameters, keep=recipe.keep_checkpoints))

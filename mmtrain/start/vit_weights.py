@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from mmtrain.layers.inflation import Inflation, fit_kernel, fit_positions
-from mmtrain.models.model import MultiTaskModel, load_family
+from mmtrain.models.config import load_family
+from mmtrain.models.model import MultiTaskModel
 from mmtrain.start.vit import InitError, Patches, Vit
 
 NORM = "body.norm"

@@ -7,10 +7,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from mmtrain import losses
 from mmtrain.engines import Engine
 from mmtrain.engines.ranks import Ranks, sum_over_ranks, to_tensors
-from mmtrain.losses import LossSum
+from mmtrain.losses import Loss, LossSum, load_loss, weight_decay_loss
 from mmtrain.losses.balancing import uncertain_loss
 from mmtrain.losses.mixup import mix_inputs, mixed_loss
 from mmtrain.masks.objective import subtask_loss
@@ -67,10 +66,8 @@ class Objective:
         counts = dict.fromkeys((micro.task for micro in micros), 0)
         for micro in micros:
             task = self.tasks[micro.task]
-            counts[micro.task] += losses.target_count(
-                task.loss or task.targets.loss,
-                micro.targets,
-                is_sequence=task.targets.num_outputs is None,
+            counts[micro.task] += _loss_of(task).count_targets(
+                micro.targets, is_sequence=task.targets.num_outputs is None
             )
         summed = sum_over_ranks(torch.tensor(list(counts.values()), device=self.ranks.device))
         return dict(zip(counts, summed.clamp(min=1), strict=True))
@@ -103,7 +100,7 @@ class Objective:
             beside = beside + masked.price
         if self.weight_decay:
             trained = model.trained_by(micro.task)
-            beside = beside + losses.weight_decay_loss(trained, weight=self.weight_decay)
+            beside = beside + weight_decay_loss(trained, weight=self.weight_decay)
         num_parts = self.accumulation * self.ranks.world_size
         own = task.loss_weight * loss.total / num_targets[micro.task]
         if self.balancing == "uncertainty":
@@ -114,21 +111,22 @@ class Objective:
 
 def _loss(task: Task, logits: Tensor, targets: Tensor, *, masked: Pass) -> LossSum:
     """The task's loss, or where its classes are divided, that within the pass's classes."""
+    loss, smoothing = _loss_of(task), task.label_smoothing
     if masked.classes is not None:
         return subtask_loss(
             logits,
             targets,
             classes=masked.classes,
             beta=masked.beta,
-            label_smoothing=task.label_smoothing,
+            label_smoothing=smoothing,
+            loss=loss,
         )
-    return losses.task_loss(
-        task.loss or task.targets.loss,
-        logits,
-        targets,
-        label_smoothing=task.label_smoothing,
-        groups=task.targets.output_groups,
-    )
+    groups = task.targets.output_groups
+    return loss(logits, targets, label_smoothing=smoothing, groups=groups)
+
+
+def _loss_of(task: Task) -> Loss:
+    return load_loss(task.loss or task.targets.loss)
 
 
 def _part(loss: LossSum, part: float) -> LossSum:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TypedDict
 
-from mmtrain.engines.optim import OptimizerConfig
+from mmtrain.engines.optim import OptimizerConfig, load_rule
 from pipelines.errors import MMTrainError
 from pipelines.task import Task
 
@@ -44,18 +44,16 @@ def check_decays(config: OptimizerConfig, task: Task) -> None:
     """A task names decays of the run's optimizer alone.
 
     Raises:
-        RateError: betas for SGD, or momentum for Adam.
+        RateError: such as betas for SGD, or momentum for Adam.
     """
-    if task.betas is not None and config.name == "sgd":
-        raise RateError(
-            f"task {task.name}: betas {task.betas} are Adam's, optimizer.name=sgd has momentum; "
-            "leave betas out, or set optimizer.name=adamw"
-        )
-    if task.momentum is not None and config.name == "adamw":
-        raise RateError(
-            f"task {task.name}: momentum {task.momentum:g} is SGD's, optimizer.name=adamw has "
-            "betas; leave momentum out, or set optimizer.name=sgd"
-        )
+    own = load_rule(config.name).decay
+    for field, other in (("betas", "adamw"), ("momentum", "sgd")):
+        value = getattr(task, field)
+        if value is not None and field != own:
+            raise RateError(
+                f"task {task.name}: optimizer.name={config.name} has {own or 'no decays'}, not "
+                f"{field} {value}; leave {field} out, or set optimizer.name={other}"
+            )
 
 
 def on_one_clock(
@@ -154,6 +152,7 @@ def step_rates(
         owners: for each task of the step, the owners that it trains: `model.owners(task)`.
         scales: factor of the rate of an owner that has one.
     """
+    undoes_scale = load_rule(config.name).undoes_scale
     single = len(tasks) > 1 and config.accumulated_rate == "single"
     bases = {
         name: config.learning_rate if single else task.learning_rate or config.learning_rate
@@ -163,7 +162,7 @@ def step_rates(
     for task, base in bases.items():
         trained = {owner for name in bases for owner in owners[name]}
         rate = learning_rate(config, step=step, num_steps=num_steps, base=base)
-        for owner in trained if config.name == "sgd" else owners[task]:
+        for owner in owners[task] if undoes_scale else trained:
             rates.setdefault(owner, []).append(rate)
     means = {owner: sum(rates[owner]) / len(rates[owner]) for owner in sorted(rates)}
     for owner in means.keys() & (scales or {}).keys():

@@ -11,9 +11,9 @@ from typing import cast
 
 import torch
 
-from mmtrain import losses
 from mmtrain.engines import Engine
 from mmtrain.engines.ranks import sum_over_ranks, to_tensors
+from mmtrain.losses import load_loss
 from mmtrain.models.model import MultiTaskModel
 from pipelines.batch import Batch
 
@@ -47,8 +47,8 @@ def validate(
         tensors = to_tensors(batch, device)
         outputs = engine.forward(task=batch.task, **tensors)
         task = tasks[batch.task]
-        counted = losses.target_sums(
-            task.loss, outputs.logits, tensors["targets"], groups=task.output_groups
+        counted = load_loss(task.loss).measure(
+            outputs.logits, tensors["targets"], groups=task.output_groups
         )
         row = torch.stack([counted.loss.double(), counted.correct.double(), counted.count.double()])
         sums[batch.task] = sums.get(batch.task, torch.zeros_like(row)) + row

@@ -8,15 +8,17 @@ before anything starts; `tune.py` runs the trials.
 import importlib
 import json
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from types import FunctionType
 from typing import Annotated, Any, Generic, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from mmtrain.recipe import Recipe, RecipeError, function_in_file, functions_of, override
+from mmtrain.recipe import Recipe, RecipeError, functions_of, override
 from mmtrain.tuning import sweeps
 from pipelines.errors import MMTrainError, UnknownNameError, first_problem
+from pipelines.names import load_object
 from pipelines.schedule import run_steps
 
 Values = Mapping[str, JsonValue]  # by dotted recipe field
@@ -177,12 +179,14 @@ def load_sweep(name: str, recipe: Recipe) -> SweepConfig:
 
     Raises:
         SweepError: the file cannot be read or does not hold a sweep.
+        OwnCodeError: the user's file is missing or does not run.
         UnknownNameError: no such sweep; names the nearest.
     """
     try:
         if name.endswith(".json"):
             return SweepConfig.model_validate_json(Path(name).read_text(encoding="utf-8"))
-        sweep = _sweep_function(name)(recipe)
+        function = load_object(name, kind="sweep", shipped=sweep_functions(), of=FunctionType)
+        sweep = function(recipe)
     except OSError as error:
         raise SweepError(f"cannot read sweep {name}: {error.strerror}") from None
     except (TypeError, ValidationError) as error:
@@ -193,23 +197,12 @@ def load_sweep(name: str, recipe: Recipe) -> SweepConfig:
     return sweep
 
 
-def _sweep_function(name: str) -> Callable[..., Any]:
-    if ".py:" in name:
-        return function_in_file(name, kind="sweep")
-    known = sweep_functions()
-    if name not in known:
-        raise UnknownNameError("sweep", name, tuple(sorted(known)))
-    return known[name]
-
-
-def sweep_functions() -> dict[str, Callable[..., Any]]:
+def sweep_functions() -> dict[str, FunctionType]:
     """All shipped sweeps by name: the public functions of the modules of `sweeps`."""
-    modules = pkgutil.iter_modules(sweeps.__path__, f"{sweeps.__name__}.")
-    return {
-        name: function
-        for module in modules
-        for name, function in functions_of(importlib.import_module(module.name)).items()
-    }
+    found: dict[str, FunctionType] = {}
+    for module in pkgutil.iter_modules(sweeps.__path__):
+        found |= functions_of(importlib.import_module(f"{sweeps.__name__}.{module.name}"))
+    return found
 
 
 def base_recipe(recipe: Recipe, sweep: SweepConfig) -> Recipe:

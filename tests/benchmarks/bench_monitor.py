@@ -15,7 +15,8 @@ import torch
 
 from mmtrain.engines import EngineConfig, build_engine
 from mmtrain.losses import cross_entropy
-from mmtrain.models.model import TaskSpec, build_model, net_of
+from mmtrain.models.config import net_of
+from mmtrain.models.model import TaskSpec, build_model
 from mmtrain.recipe import load_recipe
 from mmtrain.step.gradient_monitor import GradientMonitor
 from mmtrain.step.rates import step_rates
@@ -52,7 +53,7 @@ def measure(task_name: str, *, repeats: int) -> tuple[float, float]:
         rates = step_rates(
             RECIPE.optimizer, step=step, num_steps=10**6, tasks={task_name: task}, owners=owners
         )
-        engine.step(learning_rates=rates.learning_rates)
+        engine.step(rates.learning_rates, learning_rates=rates.learning_rates)
         seconds[step % 2].append(time.process_time() - began)
     return statistics.median(seconds[0][2:]), statistics.median(seconds[1][2:])
 

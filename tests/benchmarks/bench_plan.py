@@ -121,7 +121,7 @@ def train_steps(recipe: Recipe, *, rank: int, world_size: int) -> None:
                     )
                     engine.backward(made.share)
                     del made
-            engine.step(learning_rates=rates.learning_rates)
+            engine.step(rates.learning_rates, learning_rates=rates.learning_rates)
 
 
 def measured_bytes(recipe: Recipe, *, rank: int = 0, world_size: int = 1) -> int:

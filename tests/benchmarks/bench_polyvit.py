@@ -69,7 +69,7 @@ def our_step() -> Callable[[], None]:
         outputs = engine.forward(task="image", inputs=pixels, input_lengths=lengths, targets=None)
         loss = cross_entropy(outputs.logits, targets)
         engine.backward(loss.total / BATCH + outputs.auxiliary_loss)
-        engine.step(learning_rates=dict.fromkeys(owners, 1e-3))
+        engine.step(owners, learning_rates=dict.fromkeys(owners, 1e-3))
 
     return run
 

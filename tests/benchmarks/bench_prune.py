@@ -31,7 +31,8 @@ from mmtrain.derive.measurement import cost_of
 from mmtrain.masks.attach import add_masks
 from mmtrain.modalities import image_patches
 from mmtrain.models import multimodel, polyvit, resnet
-from mmtrain.models.model import ModelConfig, MultiTaskModel, TaskSpec, build_model, net_of
+from mmtrain.models.config import net_of
+from mmtrain.models.model import ModelConfig, MultiTaskModel, TaskSpec, build_model
 from mmtrain.predict.predictor import Predictor
 from mmtrain.recipe import Recipe, load_recipe
 from mmtrain.run.model import fitted

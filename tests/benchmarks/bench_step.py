@@ -80,7 +80,10 @@ def engine_steps(config: EngineConfig, batches: Mapping[str, Tensors]) -> Callab
             rates = step_rates(
                 RECIPE.optimizer, step=200, num_steps=2400, tasks=part, owners=owners
             )
-            assert engine.step(learning_rates=rates.learning_rates).gradient_norm > 0
+            assert (
+                engine.step(rates.learning_rates, learning_rates=rates.learning_rates).gradient_norm
+                > 0
+            )
 
     return run
 

@@ -9,7 +9,8 @@ import torch
 from mmtrain.bundle import Lineage, bundle_task, save_bundle
 from mmtrain.modalities import elements, image_patches, linear, video_tubelets
 from mmtrain.models import polyvit
-from mmtrain.models.model import ModelConfig, TaskSpec, build_model, net_of
+from mmtrain.models.config import net_of
+from mmtrain.models.model import ModelConfig, TaskSpec, build_model
 from pipelines.modalities import Feature
 from pipelines.modalities.image import ImageFeature, to_png
 from pipelines.modalities.label import LabelFeature

@@ -41,7 +41,7 @@ def train_here(recipe: Recipe, out: Path, *, data_dir: Path) -> None:
                 engine, micro, num_targets=counts, rates=rates, masked=Pass()
             )
             engine.backward(loss.share)
-        engine.step(learning_rates=rates.learning_rates, **rates.decays)
+        engine.step(rates.learning_rates, learning_rates=rates.learning_rates, **rates.decays)
     job = Job(recipe.model_dump_json(), out, data_dir, TrackingConfig(), run_id=None)
     export_run(
         job, recipe, corpora, model=model, weights=engine.model_state(),

@@ -2,6 +2,7 @@ import pytest
 
 from mmtrain.recipe import Recipe, RecipeError, load_recipe, override, recipe_functions
 from pipelines.errors import UnknownNameError
+from pipelines.names import OwnCodeError
 from pipelines.plan import check_divides
 from pipelines.task_order import bucket_batch_sizes
 
@@ -87,7 +88,7 @@ def test_recipe_of_a_file_of_the_users_own(tmp_path):
 def test_file_that_does_not_run_is_refused_in_one_line(tmp_path):
     path = tmp_path / "my_runs.py"
     path.write_text("import nothing_of_that_name\n")
-    with pytest.raises(RecipeError, match="nothing_of_that_name"):
+    with pytest.raises(OwnCodeError, match="nothing_of_that_name"):
         load_recipe(f"{path}:short")
 
 

@@ -5,8 +5,9 @@ from pipelines.build import load_maker
 from pipelines.corpora.moving_digits import DIRECTIONS
 from pipelines.corpora.spoken_digits import VOICES
 from pipelines.errors import UnknownNameError
+from pipelines.names import OwnCodeError
 from pipelines.task import Task
-from pipelines.tasks import TaskFileError, load_task, task_names
+from pipelines.tasks import load_task, task_names
 
 EIGHT = (
     "speech_recognition",
@@ -100,15 +101,15 @@ def test_a_task_of_the_users_own_file_is_found(tmp_path):
     assert load_task(f"{own}:MINE").name == "mine"
     with pytest.raises(UnknownNameError, match="MINE"):
         load_task(f"{own}:MIN")
-    with pytest.raises(TaskFileError, match=r"OTHER is a int; make it a pipelines\.task\.Task"):
+    with pytest.raises(OwnCodeError, match=r"OTHER is a int; make it a pipelines\.task\.Task"):
         load_task(f"{own}:OTHER")
 
 
 def test_a_file_that_is_missing_or_fails_is_named(tmp_path):
-    with pytest.raises(TaskFileError, match="no Python file"):
+    with pytest.raises(OwnCodeError, match="no task file"):
         load_task(f"{tmp_path}/none.py:MINE")
     (tmp_path / "bad.py").write_text("1 / 0\n")
-    with pytest.raises(TaskFileError, match="ZeroDivisionError"):
+    with pytest.raises(OwnCodeError, match="ZeroDivisionError"):
         load_task(f"{tmp_path}/bad.py:MINE")
 
 

@@ -101,7 +101,9 @@ def test_a_cut_model_learns_on_and_keeps_its_choice_of_units():
         outputs = engine.forward(task="shades", inputs=inputs, input_lengths=lengths, targets=None)
         loss = torch.nn.functional.cross_entropy(outputs.logits, torch.arange(6) % 2)
         engine.backward(loss)
-        engine.step(learning_rates=dict.fromkeys(small.owners("shades"), 1e-2))
+        engine.step(
+            small.owners("shades"), learning_rates=dict.fromkeys(small.owners("shades"), 1e-2)
+        )
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
     assert len(before) > 10

@@ -175,7 +175,9 @@ def test_a_cut_model_trains_on():
         outputs = engine.forward(task="digit", targets=None, **pictures()).logits
         loss = torch.nn.functional.cross_entropy(outputs, torch.arange(4))
         engine.backward(loss)
-        engine.step(learning_rates=dict.fromkeys(small.owners("digit"), 1e-2))
+        engine.step(
+            small.owners("digit"), learning_rates=dict.fromkeys(small.owners("digit"), 1e-2)
+        )
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0]
 

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from fsspec.implementations.local import LocalFileSystem
 from torch.nn import functional
-from toy import ADAM, MOMENTA, SGD, STALE, ToyModel, global_batch, task_of, toy_model, train
+from toy import ADAM, LION, MOMENTA, SGD, STALE, ToyModel, global_batch, task_of, toy_model, train
 
 from mmtrain import checkpoint
 from mmtrain.checkpoint import CheckpointError, Progress
@@ -47,7 +47,7 @@ LAYOUTS = {
 }
 
 
-OPTIMIZERS = {"": ADAM, "sgd": SGD, "stale": STALE}
+OPTIMIZERS = {"": ADAM, "sgd": SGD, "stale": STALE, "lion": LION}
 
 
 def engine_of(layout: str, *, seed: int = 0, **model: int) -> Any:
@@ -100,7 +100,7 @@ def projected(layout: str) -> dict[str, Any]:
                 gradients.add(task, loss / 24)
         gradients.finish(step)
         owners = engine.model.owners("red") | engine.model.owners("blue")
-        stats = engine.step(learning_rates=dict.fromkeys(owners, 0.01))
+        stats = engine.step(owners, learning_rates=dict.fromkeys(owners, 0.01))
         trace.append((0.0, stats.gradient_norm))
     return {"trace": trace, "weights": weights(engine)}
 
@@ -171,7 +171,9 @@ def poison(layout: str) -> dict[str, Any]:
     task = task_of(2)
     bad = float("nan") if engine.rank == engine.world_size - 1 else 1.0
     engine.backward(engine.forward(task=task, inputs=inputs).logits.sum() * bad)
-    stats = engine.step(learning_rates=dict.fromkeys(engine.model.owners(task), 1e-2))
+    stats = engine.step(
+        engine.model.owners(task), learning_rates=dict.fromkeys(engine.model.owners(task), 1e-2)
+    )
     after = digests(engine)
     trace = train(engine, first=2, last=4)
     return {"norm": stats.gradient_norm, "same": before == after, "trace": trace}
@@ -313,7 +315,9 @@ def real_model(layout: str, decay: str = "0") -> dict[str, Any]:
         total = loss.total.detach()
         if engine.world_size > 1:
             dist.all_reduce(total)
-        stats = engine.step(learning_rates=dict.fromkeys(model.owners(task), 1e-3))
+        stats = engine.step(
+            model.owners(task), learning_rates=dict.fromkeys(model.owners(task), 1e-3)
+        )
         trace.append((float(total) / targets.numel(), stats.gradient_norm))
     return {"trace": trace, "weights": weights(engine)}
 
@@ -339,7 +343,10 @@ def norms_train(engine: Any, *, first: int, last: int) -> None:
         )
         loss = cross_entropy(outputs.logits, classes[rows])
         engine.backward(loss.total / classes.numel())
-        engine.step(learning_rates=dict.fromkeys(engine.model.owners("red"), 1e-3))
+        engine.step(
+            engine.model.owners("red"),
+            learning_rates=dict.fromkeys(engine.model.owners("red"), 1e-3),
+        )
 
 
 def norms(layout: str, folder: str) -> dict[str, Any]:

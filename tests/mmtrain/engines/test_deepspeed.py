@@ -17,7 +17,8 @@ from tests.waiting import GROUP_S
 HERE = Path(__file__).parent
 ZERO = ("zero0", "zero1", "zero2", "zero3")
 SAVED = ("zero0", "zero1", "zero1_ep2", "zero2_ep2", "zero3", "zero2_bf16", "zero3_offload",
-         "zero0+sgd", "zero1_ep2+sgd", "zero2+sgd", "zero3+sgd", "zero2_bf16+sgd")  # fmt: skip
+         "zero0+sgd", "zero1_ep2+sgd", "zero2+sgd", "zero3+sgd", "zero2_bf16+sgd",
+         "zero2_ep2+lion", "zero3_offload+lion")  # fmt: skip
 MOMENTUM = ("zero0+sgd", "zero1+sgd", "zero2+sgd", "zero3+sgd", "zero3+stale", "zero0+stale",
             "zero2+stale")  # fmt: skip
 PROJECTED = ("zero0+sgd", "zero1+sgd", "zero2+sgd")

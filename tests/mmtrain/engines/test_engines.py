@@ -154,7 +154,7 @@ def test_betas_of_a_step_are_those_given_and_then_the_configs_again():
         before = {state.name: state for state in engine.parameter_states()}["heads.red.bias"]
         logits = engine.forward(task="red", inputs=torch.ones(2, 3)).logits
         engine.backward(logits[:, 0].sum() / 10)  # below the clip; its bias' gradient is 0.2, 0 ..
-        engine.step(learning_rates={"task/red": 1e-3}, betas=betas)
+        engine.step({"task/red"}, learning_rates={"task/red": 1e-3}, betas=betas)
         after = {state.name: state for state in engine.parameter_states()}["heads.red.bias"]
         expected = before.tensors["exp_avg"] * kept
         expected[0] += 0.2 * (1 - kept)
@@ -172,7 +172,10 @@ def test_micro_batches_add_up_to_the_same_step():
         for x, y in zip(inputs.chunk(parts), labels.chunk(parts), strict=True):
             logits = engine.forward(task="red", inputs=x).logits
             engine.backward(functional.cross_entropy(logits, y, reduction="sum") / 12)
-    norms = [engine.step(learning_rates={"task/red": 1e-2}).gradient_norm for engine in engines]
+    norms = [
+        engine.step({"task/red"}, learning_rates={"task/red": 1e-2}).gradient_norm
+        for engine in engines
+    ]
     assert norms[0] == pytest.approx(norms[1], rel=1e-5)
     states = [engine.model_state() for engine in engines]
     assert_close(states[0], states[1], rtol=0, atol=1e-6)
@@ -181,7 +184,9 @@ def test_micro_batches_add_up_to_the_same_step():
 def test_stats_name_the_owners_that_took_part():
     engine = build_engine(EngineConfig(name="torch"), model=toy_model(), optimizer=ADAM)
     engine.backward(engine.forward(task="red", inputs=torch.ones(2, 3)).logits.sum())
-    stats = engine.step(learning_rates={"task/red": 1e-3, "task/unknown": 1.0})
+    stats = engine.step(
+        {"task/red", "task/unknown"}, learning_rates={"task/red": 1e-3, "task/unknown": 1.0}
+    )
     assert stats.learning_rates == {"task/red": 1e-3}
     assert stats.gradient_norm > 0
 
@@ -190,7 +195,7 @@ def test_an_owner_not_named_keeps_still_although_it_had_a_gradient():
     engine = build_engine(EngineConfig(name="torch"), model=toy_model(), optimizer=ADAM)
     before = engine.model_state()
     engine.backward(engine.forward(task="red", inputs=torch.ones(2, 3)).logits.square().sum())
-    engine.step(learning_rates={"task/red": 1e-3})
+    engine.step({"task/red"}, learning_rates={"task/red": 1e-3})
     moved = {name for name, value in engine.model_state().items() if not value.equal(before[name])}
     assert moved == {"heads.red.weight", "heads.red.bias"}
 
@@ -200,7 +205,9 @@ def test_infinite_gradient_changes_no_weight_and_no_moment():
     train(engine, first=0, last=2)
     before = list(engine.parameter_states())
     engine.backward(engine.forward(task="red", inputs=torch.ones(2, 3)).logits.sum() * torch.inf)
-    stats = engine.step(learning_rates=dict.fromkeys(engine.model.owners("red"), 1.0))
+    stats = engine.step(
+        engine.model.owners("red"), learning_rates=dict.fromkeys(engine.model.owners("red"), 1.0)
+    )
     assert not torch.isfinite(torch.tensor(stats.gradient_norm))
     for old, new in zip(before, engine.parameter_states(), strict=True):
         assert old.step == new.step

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,10 +11,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mmtrain.engines.optim import OptimizerConfig
+from mmtrain.layers.experts import ExpertShare, mark_experts
 
 TASKS = ("red", "blue")
 ADAM = OptimizerConfig(learning_rate=1e-2, clip_norm=0.5, weight_decay=0.01, warmup_steps=0)
 SGD = ADAM.model_copy(update={"name": "sgd"})
+LION = ADAM.model_copy(update={"name": f"{Path(__file__).with_name('lion.py')}:lion"})
 MOMENTA = {"red": 0.0, "blue": 0.5}
 STALE = SGD.model_copy(update={"apply_stale_momentum": True})
 
@@ -66,15 +69,16 @@ class ToyExperts(nn.Module):
         super().__init__()
         self.gate = nn.Linear(width, num_experts)
         self.w_in = nn.Parameter(torch.randn(num_experts, width, width) * 0.3)
-        self.w_in.is_expert = True  # type: ignore[attr-defined]
+        mark_experts(self.w_in, ExpertShare(num_experts, first=0))
         self.first_expert, self.group = 0, None
 
     def shard_experts(self, group: Any) -> None:
         local = len(self.w_in) // dist.get_world_size(group)
         self.first_expert, self.group = local * dist.get_rank(group), group
         own = self.w_in.detach()[self.first_expert : self.first_expert + local].clone()
+        share = ExpertShare(len(self.w_in), first=self.first_expert)
         self.w_in = nn.Parameter(own)
-        self.w_in.is_expert = True  # type: ignore[attr-defined]
+        mark_experts(self.w_in, share)
 
     def forward(self, rows: Tensor) -> "Mixed":
         weights = self.gate(rows).softmax(dim=-1)
@@ -159,6 +163,6 @@ def train(
         if engine.world_size > 1:
             dist.all_reduce(loss_of_step)
         rates = dict.fromkeys(engine.model.owners(task), 0.01)
-        stats = engine.step(learning_rates=rates, momentum=(momenta or {}).get(task))
+        stats = engine.step(rates, learning_rates=rates, momentum=(momenta or {}).get(task))
         trace.append((float(loss_of_step), stats.gradient_norm))
     return trace

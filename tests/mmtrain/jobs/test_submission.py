@@ -22,6 +22,7 @@ from mmtrain.jobs.submission import (
     read_submission,
     stage_code,
 )
+from mmtrain.recipe import load_recipe
 from pipelines.errors import MMTrainError
 
 RECIPE_FILE = """from mmtrain.recipe import load_recipe
@@ -154,9 +155,24 @@ def test_files_that_a_command_names_go_along(tmp_path, monkeypatch, function):
     assert printed.stdout.splitlines()[1] == f"{code}/{path.name}{function}"
 
 
-def module_recipe_json() -> str:
-    from mmtrain.recipe import load_recipe
+def test_a_loss_that_a_setting_names_goes_along_and_is_found_where_the_code_is(
+    tmp_path, monkeypatch
+):
+    here, root = tmp_path / "here", tmp_path / "root"
+    for folder in (here / "mine", root):
+        folder.mkdir(parents=True)
+    (here / "mine" / "losses.py").write_text("from mmtrain.losses import cross_entropy as soft\n")
+    monkeypatch.chdir(here)
+    setting = "tasks.parsing.loss=mine/losses.py:soft"
+    sent = submitted(["train", "debug", "--set", setting], root=str(root))
+    code = stage_code(tmp_path / "code", sent)
+    monkeypatch.chdir(root)
+    monkeypatch.syspath_prepend(code)
+    recipe = load_recipe("debug", [setting])
+    assert recipe.tasks["parsing"].loss == f"{code}/mine/losses.py:soft"
 
+
+def module_recipe_json() -> str:
     return load_recipe("debug").model_dump_json()
 
 

@@ -2,7 +2,8 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from mmtrain.layers.attention import causal_bias, dot_product, padding_bias
+from mmtrain.layers.attention import dot_product
+from mmtrain.layers.positions import causal_bias, padding_bias
 
 
 def slow_attention(query_BLD: Tensor, key_BMD: Tensor, num_heads: int, seen: Tensor) -> Tensor:

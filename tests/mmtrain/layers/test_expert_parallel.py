@@ -9,6 +9,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.testing import assert_close
 
+from mmtrain.layers.experts import expert_share
 from mmtrain.layers.moe import MoE
 from mmtrain.layers.units import gated
 from mmtrain.losses import weight_decay_loss
@@ -60,7 +61,7 @@ def run_rank(rank: int, folder: str) -> None:
         "w_out": moe.experts.w_out.grad,
         "decay": share.detach(),
         "decayed": torch.autograd.grad(share, moe.experts.w_in)[0],
-        "first": moe.experts.w_in.first_expert,
+        "first": expert_share(moe.experts.w_in).first,
         "held": moe.experts.w_in.shape[0],
     }
     torch.save(found, Path(folder) / f"{rank}.pt")

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
+from mmtrain.layers.experts import ExpertShare, expert_share, is_expert
 from mmtrain.layers.moe import ExpertShardError, MoE, expected_load, squared_variation
 
 torch.set_num_threads(1)
@@ -169,11 +170,9 @@ def test_no_rows_at_all_give_no_nan():
 
 def test_expert_parameters_say_so():
     moe = build_moe()
-    marked = [
-        name for name, weight in moe.named_parameters() if getattr(weight, "is_expert", False)
-    ]
+    marked = [name for name, weight in moe.named_parameters() if is_expert(weight)]
     assert marked == ["experts.w_in", "experts.w_out"]
-    assert (moe.experts.w_in.num_experts, moe.experts.w_in.first_expert) == (5, 0)
+    assert expert_share(moe.experts.w_in) == ExpertShare(5, first=0)
 
 
 def test_experts_that_do_not_divide_over_the_ranks_are_refused(monkeypatch):

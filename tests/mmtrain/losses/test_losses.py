@@ -12,11 +12,9 @@ from mmtrain.losses import (
     check_loss,
     cross_entropy,
     grouped_cross_entropy,
+    load_loss,
     sigmoid_cross_entropy,
     squared_error,
-    target_count,
-    target_sums,
-    task_loss,
     weight_decay_loss,
 )
 from mmtrain.models import multimodel
@@ -28,6 +26,8 @@ from pipelines.modalities.mask import MaskFeature
 from pipelines.modalities.multilabel import MultiLabelFeature
 from pipelines.modalities.numbers import NumbersFeature
 from pipelines.modalities.text import TextFeature
+from pipelines.task import Task
+from tests.pipelines.toy_corpus import toy_task
 
 
 def slow_cross_entropy(logits, targets, *, smoothing, ignore_padding):
@@ -108,7 +108,7 @@ def test_parts_add_up_to_the_whole():
 
 def test_target_sums_count_right_tokens_without_padding():
     logits = tensor([[[0.0, 2.0], [2.0, 0.0], [9.0, 0.0]]])
-    sums = target_sums("cross_entropy", logits, tensor([[1, 1, 0]]))
+    sums = cross_entropy.measure(logits, tensor([[1, 1, 0]]))
     assert (int(sums.correct), int(sums.count)) == (1, 2)
     assert_close(sums.loss, tensor(0.126928 + 2.126928), rtol=0, atol=1e-5)
 
@@ -185,12 +185,12 @@ def test_squared_error_is_summed_over_values_and_meant_over_the_batch():
     ],
 )
 def test_hits_of_each_kind_of_target(name, logits, targets, groups, correct):
-    sums = target_sums(name, tensor(logits), tensor(targets), groups=groups)
+    sums = load_loss(name).measure(tensor(logits), tensor(targets), groups=groups)
     assert float(sums.correct) == correct
 
 
 def test_values_have_no_hits():
-    assert target_sums("squared_error", torch.zeros(1, 2), torch.zeros(1, 2)).correct.isnan()
+    assert squared_error.measure(torch.zeros(1, 2), torch.zeros(1, 2)).correct.isnan()
 
 
 @pytest.mark.parametrize(
@@ -205,9 +205,10 @@ def test_values_have_no_hits():
     ],
 )
 def test_target_count_is_what_the_loss_counts(name, logits, targets, is_sequence):
-    loss = task_loss(name, logits, targets, groups=(2, 3))
-    assert target_count(name, targets, is_sequence=is_sequence) == int(loss.count)
-    assert target_count(name, targets.numpy(), is_sequence=is_sequence) == int(loss.count)
+    loss = load_loss(name)
+    count = int(loss(logits, targets, groups=(2, 3) if name.startswith("grouped") else ()).count)
+    assert loss.count_targets(targets, is_sequence=is_sequence) == count
+    assert loss.count_targets(targets.numpy(), is_sequence=is_sequence) == count
 
 
 LABEL = LabelFeature(classes=("a", "b"))
@@ -222,24 +223,33 @@ TARGETS = (
 )
 
 
+def task_of(targets: Feature, **fields) -> Task:
+    return toy_task().model_copy(update={"targets": targets, **fields})
+
+
 @pytest.mark.parametrize("feature", TARGETS, ids=lambda feature: feature.modality)
 def test_a_targets_own_loss_fits_it(feature: Feature):
-    check_loss(feature.loss, feature, task="any")
+    check_loss(task_of(feature))
 
 
 def test_one_class_may_be_learned_with_the_sigmoid_loss():
-    check_loss("sigmoid_cross_entropy", LABEL, task="any")
+    check_loss(task_of(LABEL, loss="sigmoid_cross_entropy"))
 
 
 @pytest.mark.parametrize("name", ["cross_entropy", "grouped_cross_entropy", "squared_error"])
 def test_several_classes_at_once_take_the_sigmoid_loss_alone(name: str):
     with pytest.raises(LossError, match=r"tags.*set loss to 'sigmoid_cross_entropy'"):
-        check_loss(name, SEVERAL, task="tags")
+        check_loss(task_of(SEVERAL, name="tags", loss=name))
 
 
 def test_an_unknown_loss_is_answered_with_the_nearest():
     with pytest.raises(UnknownNameError, match="sigmoid_cross_entropy"):
-        check_loss("sigmoid_crossentropy", SEVERAL, task="tags")
+        check_loss(task_of(SEVERAL, loss="sigmoid_crossentropy"))
+
+
+def test_label_smoothing_of_values_is_refused():
+    with pytest.raises(LossError, match="'squared_error' has no label_smoothing; set label_smoo"):
+        check_loss(task_of(NumbersFeature(names=("x",)), label_smoothing=0.1))
 
 
 def test_weight_decay_is_the_mean_square_of_matrices_alone():

@@ -20,8 +20,9 @@ from mmtrain.engines.optim import OptimizerConfig
 from mmtrain.engines.ranks import Ranks
 from mmtrain.evaluate import baselines, metrics
 from mmtrain.models import multimodel, polyvit, resnet
+from mmtrain.models.config import families
 from mmtrain.models.fitting import FittingError
-from mmtrain.models.model import ModelConfig, families
+from mmtrain.models.model import ModelConfig
 from mmtrain.recipe import Recipe
 from mmtrain.run.components import build_objective
 from mmtrain.run.model import recipe_model
@@ -111,11 +112,12 @@ def recipe_of(family: str, inputs: str, targets: str, **nets: Any) -> Recipe:
         targets=feature,
         command="to_x" if modalities.is_text(feature.modality) else None,
         metrics=(fitting_name(
-            metrics.metric_names(), lambda name: metrics.check_metrics([name], feature, task="")
+            tuple(sorted(metrics.SHIPPED)),
+            lambda name: metrics.check_metrics([name], feature, task=""),
         ),),
         baseline=fitting_name(
-            (*baselines.SCORE_BASELINES, "copy_source"),
-            lambda name: baselines.check_baseline(name, targets=feature, task=""),
+            tuple(sorted(baselines.SHIPPED, reverse=True)),
+            lambda name: baselines.check_baseline(name, feature=feature, task=""),
         ),
         batch_size=2,
     )  # fmt: skip
@@ -188,7 +190,9 @@ def train_steps(recipe: Recipe) -> list[float]:
                     engine, micro, num_targets=counts, rates=rates, masked=drawn
                 )
                 engine.backward(loss.share)
-        stats = engine.step(learning_rates=rates.learning_rates, **rates.decays)
+        stats = engine.step(
+            rates.learning_rates, learning_rates=rates.learning_rates, **rates.decays
+        )
         norms.append(float(stats.gradient_norm))
     return norms
 

@@ -10,7 +10,8 @@ from mmtrain.engines.optim import OptimizerConfig
 from mmtrain.engines.recompute import recompute_blocks
 from mmtrain.layers.patches import InputSizeError
 from mmtrain.modalities import image_patches, video_tubelets
-from mmtrain.models.model import ModelConfig, ModelError, TaskSpec, build_model, net_of
+from mmtrain.models.config import net_of
+from mmtrain.models.model import ModelConfig, ModelError, TaskSpec, build_model
 from mmtrain.models.polyvit import BodyError, Config, depth_of, released_nets
 from pipelines.modalities.text import TextFeature
 from tests.mmtrain.models.tiny_polyvit import TASKS, example, spec, tiny_config, tiny_polyvit
@@ -88,7 +89,9 @@ def test_a_step_leaves_other_modalities_and_other_heads_as_they_were_to_the_last
     def step(trained: str) -> None:
         outputs = engine.forward(task=trained, **example(trained), targets=None)
         engine.backward(outputs.logits.square().mean())
-        engine.step(learning_rates=dict.fromkeys(model.owners(trained), 0.01))
+        engine.step(
+            model.owners(trained), learning_rates=dict.fromkeys(model.owners(trained), 0.01)
+        )
 
     for other in NETS:  # all have moments that would move them
         step(other)

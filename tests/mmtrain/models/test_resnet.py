@@ -10,7 +10,8 @@ from mmtrain.losses import sigmoid_cross_entropy
 from mmtrain.masks.banks import MaskBank
 from mmtrain.masks.config import PruningConfig
 from mmtrain.modalities import elements
-from mmtrain.models.model import ModelConfig, ModelError, TaskSpec, build_model, net_of
+from mmtrain.models.config import net_of
+from mmtrain.models.model import ModelConfig, ModelError, TaskSpec, build_model
 from mmtrain.models.resnet import BodyError, Config
 from pipelines.modalities.image import ImageFeature
 from tests.mmtrain.models.tiny_resnet import (
@@ -197,7 +198,9 @@ def test_it_learns_digits():
         )
         loss = sigmoid_cross_entropy(outputs.logits, targets[batch])
         engine.backward(loss.total / len(batch))
-        engine.step(learning_rates=dict.fromkeys(model.owners("digit"), 5e-3))
+        engine.step(
+            model.owners("digit"), learning_rates=dict.fromkeys(model.owners("digit"), 5e-3)
+        )
     model.eval()
     with torch.no_grad():
         outputs = model(

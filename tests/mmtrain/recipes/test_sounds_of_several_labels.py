@@ -8,7 +8,7 @@ import torch
 
 from mmtrain.bundle import bundle_task, load_bundle, save_bundle
 from mmtrain.evaluate.evaluate import evaluate
-from mmtrain.losses import task_loss
+from mmtrain.losses import load_loss
 from mmtrain.losses.mixup import mix_inputs, mixed_loss
 from mmtrain.modalities import audio_patches
 from mmtrain.models import polyvit
@@ -67,7 +67,7 @@ def predictor(data_dir, tmp_path_factory) -> Predictor:
         }
         mix = mix_inputs(tensors, alpha=TONES.mixup, key=(0, batch.step, "tones"))
         logits = model(task="tones", **mix.tensors).logits
-        loss = mixed_loss(lambda targets, of=logits: task_loss(SPEC.loss, of, targets), mix)
+        loss = mixed_loss(lambda targets, of=logits: load_loss(SPEC.loss)(of, targets), mix)
         (loss.total / loss.count).backward()
         adam.step()
         adam.zero_grad()

@@ -199,7 +199,7 @@ class MaskedRun:
         gradients.finish(step)
         if world_size > 1:
             dist.all_reduce(total)
-        stats = self.engine.step(learning_rates=rates.learning_rates)
+        stats = self.engine.step(rates.learning_rates, learning_rates=rates.learning_rates)
         return {"loss": float(total), "norm": stats.gradient_norm, "unions": unions}
 
     @property

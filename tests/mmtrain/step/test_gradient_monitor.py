@@ -12,7 +12,7 @@ def watched(monitor: GradientMonitor, engine, task: str, *, ordinal: int, scale:
         logits = engine.forward(task=task, inputs=inputs).logits
         engine.backward(scale * logits.square().sum())
     monitor.end_step()
-    engine.step(learning_rates={})
+    engine.step((), learning_rates={})
 
 
 def made(every: int):

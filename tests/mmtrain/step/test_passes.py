@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from mmtrain.layers.units import UnitGate, gated
-from mmtrain.losses import task_loss, weight_decay_loss
+from mmtrain.losses import cross_entropy, weight_decay_loss
 from mmtrain.masks.banks import MaskError
 from mmtrain.masks.config import PruningConfig
 from mmtrain.masks.objective import subtask_loss
@@ -68,7 +68,7 @@ def test_without_masks_a_micro_batch_passes_once_and_its_loss_is_the_task_s():
     (share,) = shares_of(run, step=SHADE_STEP)
     micro = micro_of(run.recipe, step=SHADE_STEP)
     outputs = forward(run.model, micro)
-    loss = task_loss("cross_entropy", outputs.logits, torch.from_numpy(micro.targets))
+    loss = cross_entropy(outputs.logits, torch.from_numpy(micro.targets))
     assert share.item() == (loss.total / 12).item()
 
 

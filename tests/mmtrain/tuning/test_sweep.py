@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from mmtrain.recipe import Recipe, RecipeError, load_recipe
+from mmtrain.recipe import Recipe, load_recipe
 from mmtrain.run.task_steps import task_steps
 from mmtrain.tuning.alone import alone_recipe, alone_sweep, joint_recipe
 from mmtrain.tuning.sweep import (
@@ -25,6 +25,7 @@ from mmtrain.tuning.sweep import (
     sweep_functions,
 )
 from pipelines.errors import UnknownNameError
+from pipelines.names import OwnCodeError
 from tests.mmtrain.example_sweep import record
 
 
@@ -165,7 +166,7 @@ def test_function_of_a_file_is_a_sweep(debug, tmp_path):
 
 @pytest.mark.parametrize("name", ["missing.json", "missing.py:sweep"])
 def test_sweep_file_that_is_not_there_is_refused(debug, name):
-    with pytest.raises((SweepError, RecipeError), match="missing"):
+    with pytest.raises((SweepError, OwnCodeError), match="missing"):
         load_sweep(name, debug)
 
 
