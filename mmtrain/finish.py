@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from mmtrain.bundle import code_version, load_card
-from mmtrain.derive.tradeoff import TRADEOFF, TradeoffPoint, measure_tradeoff
+from mmtrain.derive.tradeoff import TRADEOFF, Cuts, TradeoffPoint
 from mmtrain.evaluate import evaluate
 from mmtrain.evaluate.results import RESULTS_FILE, Results, run_results, to_metrics, write_results
 from mmtrain.predict.predictor import Predictor
@@ -139,7 +139,7 @@ def _measure_tradeoff(
     """What unions of the subtasks cost and do, also as `tradeoff.json`; none without masks."""
     if recipe.pruning is None:
         return {}
-    points = measure_tradeoff(Predictor.load(run.bundle), data_dir=data_dir)
+    points = Cuts(Predictor.load(run.bundle), data_dir=data_dir).tradeoff()
     shown = {name: asdict(point) for name, point in points.items()}
     write_whole(run.out / TRADEOFF, json.dumps(shown, indent=1) + "\n")
     return points

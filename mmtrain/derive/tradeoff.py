@@ -75,6 +75,13 @@ class Cuts:
         """The model's basis subtasks."""
         return self._pruner.bank.subtasks
 
+    def tradeoff(self) -> dict[str, TradeoffPoint]:
+        """Points of each basis subtask and of growing unions, by name, the smaller unions first."""
+        return {
+            "all" if len(union) == len(self.subtasks) else " + ".join(union): self.point(union)
+            for union in growing_unions(self.subtasks)
+        }
+
     def point(self, union: Sequence[str]) -> TradeoffPoint:
         """The network of a union, recalibrated, beside the whole one."""
         subset = self._pruner.subset(union)
@@ -117,31 +124,6 @@ class Cuts:
                 examples = _narrowed(examples, feature, classes=subset.classes[task])
             shares.append(hit_share(predictor, task, examples, batch_size=_BATCH))
         return float(np.nanmean(shares))
-
-
-def measure_tradeoff(
-    predictor: Predictor, *, data_dir: Path, limit: int = LIMIT
-) -> dict[str, TradeoffPoint]:
-    """Cuts a trained model down to each basis subtask and to growing unions, and measures them.
-
-    Args:
-        predictor: a model with masks.
-        data_dir: folder of its corpora.
-        limit: examples of a task.
-
-    Returns:
-        Points by name of the union, the smaller unions first.
-
-    Raises:
-        NoMasksError: the model was trained without masks.
-        CorpusError: a corpus is not built.
-    """
-    cuts = Cuts(predictor, data_dir=data_dir, limit=limit)
-    count = len(cuts.subtasks)
-    return {
-        "all" if len(union) == count else " + ".join(union): cuts.point(union)
-        for union in growing_unions(cuts.subtasks)
-    }
 
 
 def growing_unions(subtasks: Sequence[str]) -> list[tuple[str, ...]]:

@@ -10,7 +10,7 @@ import torch
 from torch.testing import assert_close
 
 from mmtrain.bundle import Lineage, bundle_task, load_bundle, save_bundle
-from mmtrain.derive.tradeoff import growing_unions, measure_tradeoff
+from mmtrain.derive.tradeoff import Cuts, growing_unions
 from mmtrain.layers.units import gated
 from mmtrain.masks.attach import add_masks, masks_of, without_masks
 from mmtrain.masks.kept import KeptPoint, kept_point, overlap
@@ -249,7 +249,7 @@ def data_dir(tmp_path_factory) -> Path:
 
 
 def test_tradeoff_measures_each_subtask_and_growing_unions(recipe, model, bundle, data_dir):
-    points = measure_tradeoff(Predictor.load(bundle), data_dir=data_dir)
+    points = Cuts(Predictor.load(bundle), data_dir=data_dir).tradeoff()
     assert list(points) == ["ab", "c", "d", "shade", "ab + c", "ab + c + d", "all"]
     bank = masks_of(model)
     assert bank is not None
