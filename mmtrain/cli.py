@@ -32,6 +32,7 @@ from mmtrain.commands.options import (
     with_loudness,
 )  # fmt: skip
 from mmtrain.commands.printing import print_built, print_exported, print_extracted, print_run
+from mmtrain.files import RECIPE
 from mmtrain.process import logs, termination
 from mmtrain.process.deadline import leave
 from pipelines.errors import MMTrainError, first_problem
@@ -108,7 +109,10 @@ def build(
 def train(
     recipe: Annotated[
         str | None,
-        typer.Argument(help="Name, FILE.py:FUNCTION or FILE.json; default: --init-from's own."),
+        typer.Argument(
+            help="Name, FILE.py:FUNCTION or FILE.json; default: --init-from's own, or with "
+            "--resume that of the run in --out."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; default runs/NAME.")] = None,
     data: DataDir = Path("corpora"),
@@ -129,6 +133,8 @@ def train(
     from mmtrain.store.config import TrackingConfig
     from mmtrain.train import train as train_recipe
 
+    if recipe is None and resume and out is not None:
+        recipe = str(out / RECIPE)
     chosen = _choose_recipe(
         recipe, settings=settings or (), init_from=init_from, tracking=tracking
     ).only(task)

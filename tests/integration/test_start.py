@@ -95,8 +95,7 @@ def test_a_probe_moves_its_head_and_not_a_bit_of_the_body_and_resumes_exactly(
     assert newest is not None
     straight = {state.name: dict(state.tensors) for state in checkpoint.states(newest)}
     (Path(newest.uri.removeprefix("file://")) / "manifest.json").unlink()
-    saved = tmp_path / "probe" / "recipe.json"
-    mmtrain("train", saved, "--resume", "--out", tmp_path / "probe", "--data", data_dir)
+    mmtrain("train", "--resume", "--out", tmp_path / "probe", "--data", data_dir)
     again = checkpoint.latest(tmp_path / "probe" / "checkpoints")
     assert again is not None
     for state in checkpoint.states(again):

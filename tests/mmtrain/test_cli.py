@@ -30,6 +30,7 @@ def run(*arguments: str, **options) -> subprocess.CompletedProcess:
         (["evaluate", "no/such/run"], "no bundle at no/such/run"),
         (["extract", "no/such/run", "--task", "a", "--out", "b"], "no bundle at no/such/run"),
         (["train"], "--init-from"),
+        (["train", "--resume", "--out", "no/run"], "no/run/recipe.json"),
         (["train", "--init-from", "no/such/run"], "no bundle at no/such/run"),
         (["predict", "no/such/run", "--task", "parsing", "x"], "no bundle at no/such/run"),
     ],
