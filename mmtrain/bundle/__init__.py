@@ -38,6 +38,7 @@ from pipelines import modalities
 from pipelines.errors import MMTrainError, first_problem
 from pipelines.files import read_retried, replace_folder, write_error
 from pipelines.modalities import Feature
+from pipelines.names import Name
 from pipelines.shards import file_digest
 from pipelines.task import Task
 from pipelines.vocabulary import Vocabulary
@@ -52,7 +53,7 @@ class BundleError(MMTrainError):
 
 
 class BundleTask(BaseModel):
-    """What predicting a task needs: the model's part and both features."""
+    """What predicting and measuring a task needs: the model's part, both features, metrics."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -60,6 +61,10 @@ class BundleTask(BaseModel):
     inputs: SerializeAsAny[Feature]
     targets: SerializeAsAny[Feature]
     max_target_length: int = Field(ge=1, description="Decoding stops here, in tokens.")
+    metrics: tuple[Name, ...] = Field(
+        default=(), description="What it is measured by; none: as its corpus was built."
+    )
+    baseline: Name | None = Field(default=None, description="What it has to beat, likewise.")
 
     @field_validator("inputs", "targets", mode="before")
     @classmethod
@@ -154,7 +159,12 @@ def bundle_task(task: Task, *, spec: TaskSpec) -> BundleTask:
     """What a bundle keeps of a task; decoding stops at the longest target that could be built."""
     longest = getattr(task.targets, "max_tokens", 1)  # a class is one answer
     return BundleTask(
-        spec=spec, inputs=task.inputs, targets=task.targets, max_target_length=longest
+        spec=spec,
+        inputs=task.inputs,
+        targets=task.targets,
+        max_target_length=longest,
+        metrics=task.metrics,
+        baseline=task.baseline,
     )
 
 
