@@ -33,6 +33,7 @@ from pipelines import modalities
 from pipelines.errors import MMTrainError, first_problem
 from pipelines.files import read_retried, replace_folder, write_error
 from pipelines.modalities import AnyFeature
+from pipelines.names import Name
 from pipelines.shards import file_digest
 from pipelines.task import Task
 from pipelines.vocabulary import Vocabulary
@@ -51,12 +52,16 @@ class _Stored(BaseModel):
 
 
 class BundleTask(_Stored):
-    """What predicting a task needs: the model's part and both features."""
+    """What predicting and measuring a task needs: the model's part, both features, metrics."""
 
     spec: TaskSpec
     inputs: AnyFeature
     targets: AnyFeature
     max_target_length: int = Field(ge=1, description="Decoding stops here, in tokens.")
+    metrics: tuple[Name, ...] = Field(
+        default=(), description="What it is measured by; none: as its corpus was built."
+    )
+    baseline: Name | None = Field(default=None, description="What it has to beat, likewise.")
 
 
 class Parent(_Stored):
@@ -141,6 +146,7 @@ def bundle_task(task: Task, *, spec: TaskSpec) -> BundleTask:
     return BundleTask(
         spec=spec, inputs=task.inputs, targets=task.targets,
         max_target_length=getattr(task.targets, "max_tokens", 1),  # a class is one answer
+        metrics=task.metrics, baseline=task.baseline,
     )  # fmt: skip
 
 

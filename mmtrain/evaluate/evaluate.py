@@ -173,7 +173,8 @@ def _open(predictor: Predictor, *, task: str, data_dir: Path, split: Split) -> t
 
 
 def as_trained(predictor: Predictor, manifest: Manifest) -> Manifest:
-    """A split as the model reads it: with the mean and deviation of its own training split.
+    """A split as the model reads it and is measured: with the mean and deviation of its own
+    training split, and the metrics and the baseline of its own run.
 
     Raises:
         CorpusError: it was built with other features than the model's, or another vocabulary;
@@ -193,6 +194,9 @@ def as_trained(predictor: Predictor, manifest: Manifest) -> Manifest:
             f"{manifest.folder} was built with vocabulary {manifest.vocabulary_digest}, the model "
             f"was trained with {ours}; give the corpora that the model was trained on (--data)"
         )
+    if known.metrics:  # a bundle from before has none
+        changes = {"metrics": known.metrics, "baseline": known.baseline}
+        manifest = manifest.model_copy(update={"task": manifest.task.model_copy(update=changes)})
     return manifest.with_inputs(known.inputs)
 
 

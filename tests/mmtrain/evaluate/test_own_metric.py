@@ -2,6 +2,7 @@
 
 import pytest
 
+from mmtrain.bundle import bundle_task, save_bundle
 from mmtrain.evaluate.baselines import BaselineError, check_baseline
 from mmtrain.evaluate.evaluate import evaluate
 from mmtrain.evaluate.metrics import MetricError, check_metrics
@@ -9,12 +10,13 @@ from mmtrain.evaluate.results import to_metrics
 from mmtrain.predict.predictor import Predictor
 from mmtrain.registry.promotion import to_measurements
 from pipelines.modalities.text import TextFeature
-from tests.mmtrain.example_bundle import example_bundle
-from tests.mmtrain.example_corpus import RAW, TASKS, example_vocabulary, write_split
+from tests.mmtrain.example_bundle import LINEAGE, example_model, example_specs
+from tests.mmtrain.example_corpus import TASKS, build_example_corpora, example_vocabulary
 
 OWN = """
 from functools import partial
 import numpy as np
+from mmtrain.bundle import bundle_task, save_bundle
 from mmtrain.evaluate.baselines import Baseline
 from mmtrain.evaluate.metrics import metric
 
@@ -47,12 +49,19 @@ def test_a_metric_and_a_baseline_of_a_users_own_file_are_measured(own, tmp_path)
     )
     check_metrics(task.metrics, task.targets, task="shades")
     check_baseline(task.baseline, feature=task.targets, task="shades")
-    for split in ("train", "test"):
-        rows = RAW["shades"][split]
-        write_split(
-            tmp_path / "data", task, split=split, rows=rows, vocabulary=example_vocabulary()
-        )
-    predictor = Predictor.load(example_bundle(tmp_path / "bundle"))
+    build_example_corpora(tmp_path / "data", vocabulary=example_vocabulary())  # by other metrics
+    bundle = save_bundle(
+        tmp_path / "bundle",
+        model=example_model().config,
+        tasks={
+            name: bundle_task(task if name == "shades" else TASKS[name], spec=spec)
+            for name, spec in example_specs().items()
+        },
+        state=example_model().state_dict(),
+        vocabulary=example_vocabulary(),
+        lineage=LINEAGE,
+    )
+    predictor = Predictor.load(bundle)
     results = evaluate(predictor, data_dir=tmp_path / "data", tasks=("shades",))
     own_score, accuracy = results.tasks["shades"].splits[0].scores
     assert (own_score.metric, own_score.label) == ("dark_share", "dark share")
