@@ -152,7 +152,6 @@ def test_logging_environment_and_ray_are_each_set_in_one_place(pattern):
     assert found == ALONE[pattern]
 
 
-# Over the limits today, and no more than this: may only shrink.
 def test_no_file_is_over_350_lines():
     lengths = {str(path.relative_to(ROOT)): path.read_text().count("\n") for path in FILES}
     assert {name for name, length in lengths.items() if length > 350} == set()
