@@ -131,4 +131,6 @@ def syntax(source: str) -> str:
                 | ast.FunctionDef(body=[ast.Expr(value=ast.Constant()), *_])
             ):
                 node.body[0] = ast.Pass()
+            case _:
+                pass
     return ast.dump(tree)

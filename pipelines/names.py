@@ -117,7 +117,8 @@ def own_files(value: Any) -> set[Path]:
             return set().union(*map(own_files, [*value.keys(), *value.values()]))
         case list() | tuple():
             return set().union(*map(own_files, value))
-    return set()
+        case _:
+            return set()
 
 
 def _own_module(place: str, *, kind: str) -> ModuleType:

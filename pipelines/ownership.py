@@ -13,7 +13,7 @@ import os
 import socket
 import time
 from _thread import interrupt_main
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -37,7 +37,7 @@ class FolderInUseError(MMTrainError):
 
 
 @contextmanager
-def sole_owner(folder: Path, *, option: str, name: str = LOCK) -> Iterator[None]:
+def sole_owner(folder: Path, *, option: str, name: str = LOCK) -> Generator[None]:
     """Owns a folder, which is made where it is missing; its owner's thread may enter again.
 
     A folder that was made here and in which nothing was written goes away again.

@@ -1,7 +1,7 @@
 """`mmtrain predict`: answers of a few inputs on the terminal, or of any number to a folder."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -119,7 +119,7 @@ def _print_result(result: "BatchResult", *, as_json: bool) -> None:
 
 
 @contextmanager
-def _display(shown: Console) -> "Iterator[OnProgress]":
+def _display(shown: Console) -> "Generator[OnProgress]":
     """A bar of rows; where there is no terminal, a line each tenth of the way."""
     if shown.is_terminal:
         columns: tuple[Any, ...] = (

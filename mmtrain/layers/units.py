@@ -7,7 +7,7 @@ knows of pruning. A gate that has no mask hands its input on as it is.
 """
 
 import difflib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -261,7 +261,7 @@ class UnitChoice(nn.Module):
 
 
 @contextmanager
-def gated(model: nn.Module, masks: Mapping[str, Tensor]) -> Iterator[None]:
+def gated(model: nn.Module, masks: Mapping[str, Tensor]) -> Generator[None]:
     """Within, the gates of these paths have these masks; afterwards what they had before."""
     before = put_on(model, masks)
     try:

@@ -12,7 +12,7 @@ with what is missing. Readers of Parquet folders pass over names that begin with
 import json
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +151,7 @@ class PartWriter:
 
 
 @contextmanager
-def open_output(folder: Path, request: Request) -> Iterator[dict[int, PartReport]]:
+def open_output(folder: Path, request: Request) -> Generator[dict[int, PartReport]]:
     """Claims the folder for a request; yields the parts that are committed already.
 
     Raises:

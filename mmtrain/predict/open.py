@@ -1,7 +1,7 @@
 """The one place that opens a trained model by any name: a run's folder, a bundle's, models:/..."""
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +64,7 @@ def open_model(uri: str | Path, *, tracking_uri: str | None = None) -> OpenedMod
 @contextmanager
 def bundle_folder(
     uri: str | Path, *, tracking_uri: str | None = None, beside: Path | None = None
-) -> Iterator[tuple[Path, str]]:
+) -> Generator[tuple[Path, str]]:
     """The folder of a model's bundle, not yet checked, and the name by which it is found again.
 
     Args:

@@ -14,6 +14,8 @@ with the folders train, validation and test:
 from collections.abc import Callable
 from typing import Any
 
+from pydantic import BaseModel
+
 from mmtrain.engines import EngineConfig
 from mmtrain.engines.optim import OptimizerConfig
 from mmtrain.modalities import image, label, spectral
@@ -163,7 +165,7 @@ def _published(task: Task) -> Task:
 
 def _model(*, num_experts: int) -> ModelConfig:
     body = multimodel.Config.paper().model_copy(update={"num_experts": num_experts})
-    nets = {
+    nets: dict[str, BaseModel] = {
         "image": image.Config.paper(),
         "spectral": spectral.Config.paper(),
         "label": label.Config.paper(),

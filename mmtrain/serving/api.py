@@ -8,7 +8,7 @@ anything from elsewhere; where a token is set, all but the page's own files and 
 
 import hmac
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from importlib import metadata
@@ -69,7 +69,7 @@ def build_app(
     service = Service(networks, config=config, meters=meters)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         yield
         await service.close()
 

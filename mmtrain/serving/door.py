@@ -6,7 +6,7 @@ share of the house, so that another's request always finds room.
 
 import ipaddress
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -49,7 +49,7 @@ class Door:
     answer_s: float = field(default=0.1)  # running mean of an answer's time
 
     @contextmanager
-    def enter(self, address: str) -> Iterator["Guest"]:
+    def enter(self, address: str) -> Generator["Guest"]:
         """Lets a request in.
 
         Args:
@@ -85,7 +85,7 @@ class Guest:
     num_bytes: int = 0
 
     @contextmanager
-    def uploading(self) -> Iterator[None]:
+    def uploading(self) -> Generator[None]:
         """While the body arrives.
 
         Raises:

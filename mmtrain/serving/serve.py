@@ -10,7 +10,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +69,7 @@ class ServerPlace:
 @contextlib.contextmanager
 def serving(
     sources: Sequence[ModelSource], *, config: ServingConfig, place: ServerPlace
-) -> Iterator[str]:
+) -> Generator[str]:
     """A server that answers inside the `with`; its address.
 
     On a cluster that is joined already, other applications of Ray Serve stay as they are.
@@ -136,7 +136,7 @@ def _running(
     config: ServingConfig,
     place: ServerPlace,
     http: dict[str, Any],
-) -> Iterator[None]:
+) -> Generator[None]:
     """The app on a cluster; when it is taken away, requests that are being answered end first."""
     from ray import serve
 

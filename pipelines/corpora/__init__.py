@@ -11,13 +11,13 @@ maker; nothing of the data plane imports this room.
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
 
 @contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
+def whole_folder(folder: Path) -> Generator[Path]:
     """A folder to write in, which becomes `folder` when the block ends and is removed if it fails.
 
     A folder that was there is replaced.
