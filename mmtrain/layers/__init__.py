@@ -1,4 +1,6 @@
-"""Layers. A tensor's name ends in its shape; the letters, everywhere in `mmtrain`:
+"""Layers: attention, convolutions, experts, patches, and what of them can be cut.
+
+A tensor's name ends in its shape; the letters, everywhere in `mmtrain`:
 
     B  examples of the rank's batch        H  attention heads
     L  positions of a sequence             K  channels of a head

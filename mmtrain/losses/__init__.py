@@ -1,4 +1,6 @@
-"""Losses. Each returns a sum with its count, never a mean: ranks and micro-batches add both, then
+"""Losses of tasks, mixup, and balancing between tasks.
+
+Each loss returns a sum with its count, never a mean: ranks and micro-batches add both, then
 divide once.
 
 What a loss counts is known before the forward pass (`Loss.count_targets`), for a rank's share of a
