@@ -1,7 +1,7 @@
 import pytest
 
 from pipelines import tasks
-from pipelines.build import load_maker
+from pipelines.build import load_maker, make_corpus
 from pipelines.corpora.moving_digits import DIRECTIONS
 from pipelines.corpora.spoken_digits import VOICES
 from pipelines.errors import UnknownNameError
@@ -115,3 +115,14 @@ def test_a_file_that_is_missing_or_fails_is_named(tmp_path):
 
 def test_no_name_stands_in_two_families():
     assert len(tasks.shipped_tasks()) == len(task_names())
+
+
+def test_a_corpus_is_made_by_a_maker_of_a_users_own_file(tmp_path):
+    file = tmp_path / "my_maker.py"
+    file.write_text(
+        "def make(folder, *, seed):\n"
+        "    folder.mkdir(parents=True)\n"
+        "    (folder / 'seed.txt').write_text(str(seed))\n"
+    )
+    assert make_corpus(str(file), tmp_path / "raw", 7) is None
+    assert (tmp_path / "raw" / "seed.txt").read_text() == "7"
